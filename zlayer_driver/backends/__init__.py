@@ -1,0 +1,1 @@
+"""The lazy table of backends."""

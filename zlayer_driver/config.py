@@ -1,0 +1,134 @@
+"""The two config blocks: the operator's plugin block and the job author's task block.
+
+The models are the only description: validation, the hclspec that Nomad asks for (`wire.hclspec`) and the reference in the docs
+all derive from them. Nomad hands values over as msgpack, where a number may come as int, float or text, an absent key as nil, and a
+map as a list of maps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from zlayer_driver.errors import ConfigError
+from zlayer_driver.model import OS, Isolation, Target
+
+Model = TypeVar("Model", bound="Block")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
+_TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+def _seconds(value: object) -> object:
+    """Go's duration text (``1m30s``) as seconds; a bare number is seconds."""
+    if isinstance(value, str) and _DURATION.fullmatch(value):
+        return sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
+    if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
+        raise ValueError('a duration such as "90s" or "5m" is needed')
+    return value
+
+
+def _merged(value: object) -> object:
+    """One map out of the list of maps that an HCL block or map turns into."""
+    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        return {key: item for part in value for key, item in part.items()}
+    return value
+
+
+def _operating_system(value: object) -> object:
+    """OCI names, and ``macos`` as people say it."""
+    return "darwin" if value == "macos" else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+StringMap = Annotated[dict[str, str], BeforeValidator(_merged)]
+OperatingSystem = Annotated[OS, BeforeValidator(_operating_system)]
+
+
+class Block(BaseModel):
+    """A config block: unknown keys are faults, values are frozen, and only text that is meant stays text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class AuthBlock(Block):
+    username: str = Field(description="User name for the registry")
+    password: str = Field(description="Password or token for the registry", repr=False)
+
+
+class PlatformBlock(Block):
+    os: OperatingSystem | None = Field(None, description="Operating system the image must run on: linux, windows or darwin")
+    arch: str | None = Field(None, description="CPU architecture by its OCI name, such as amd64 or arm64")
+
+
+class PluginConfig(Block):
+    """``plugin "zlayer-driver" { config { … } }`` in the agent's file."""
+
+    state_dir: str = Field("/var/lib/zlayer", pattern="^/", description="Directory under which everything that the driver keeps lies")
+    oci_runtime: str = Field(
+        "", description="OCI runtime to use: a name or an absolute path; empty: the first of crun, runc, youki that works here"
+    )
+    allow_oci_runtimes: list[str] = Field([], description="OCI runtimes that a task may choose by its oci_runtime key")
+    fallback: list[Target] = Field([], description="Targets to try, in order, when a container cannot be created on the chosen one")
+    caches: list[str] = Field([], description="Further blob caches (SQLite or redb files) to ask for an image's facts, in order")
+    insecure_registries: list[str] = Field(
+        [], description="Registries (host or host:port) to speak plain HTTP with; loopback addresses always may"
+    )
+    image_pull_timeout: Duration = Field(300.0, description="How long a pull may take when the task does not say")
+    allow_caps: list[str] = Field([], description='Capabilities that tasks may add, such as "net_admin"; "all" allows any')
+    allow_privileged: bool = Field(default=False, description="Whether tasks may be privileged")
+    allow_volumes: bool = Field(default=False, description="Whether tasks may bind host paths from outside their allocation")
+
+
+class TaskConfig(Block):
+    """``config { … }`` of a task with ``driver = "zlayer"``."""
+
+    image: str = Field(min_length=1, description="Image reference, such as docker.io/library/alpine:3.20")
+    entrypoint: list[str] | None = Field(None, description="Replaces the image's entrypoint, and drops its command")
+    command: str | None = Field(None, description="Replaces the image's command")
+    args: list[str] = Field([], description="Arguments after the command; without a command they replace the image's")
+    work_dir: str = Field("", description="Working directory in the container")
+    hostname: str = Field("", max_length=64, description="Host name in the container")
+    runtime: Isolation | None = Field(None, description="Isolation target: auto, sandbox, vz, vz-linux or vm")
+    oci_runtime: str = Field("", description="OCI runtime for this task, if the operator allows it")
+    platform: PlatformBlock | None = Field(None, description="What the image must run on, where its own config does not tell")
+    labels: StringMap = Field({}, description="Container labels; com.zlayer.isolation chooses a target")
+    force_pull: bool = Field(default=False, description="Ask the registry even if the image is here")
+    image_pull_timeout: Duration | None = Field(None, description="How long the pull may take")
+    auth: AuthBlock | None = Field(None, description="Credentials for the image's registry")
+    cap_add: list[str] = Field([], description="Capabilities beyond the default set, if the operator allows them")
+    cap_drop: list[str] = Field([], description='Capabilities to take away; "all" takes every one')
+    privileged: bool = Field(default=False, description="All capabilities and devices, if the operator allows it")
+    readonly_rootfs: bool = Field(default=False, description="Mount the root file system read-only")
+    pids_limit: int = Field(0, ge=0, description="Most processes in the container; 0: no limit")
+    extra_hosts: list[str] = Field([], description="Further lines for /etc/hosts, as name:address")
+    volumes: list[str] = Field([], description="Binds as source:target[:ro]; a relative source lies in the task directory")
+
+
+def parse(model: type[Model], raw: Mapping[str, Any] | None, *, what: str) -> Model:
+    """A validated block; every fault of it in one `ConfigError`. Keys whose value is ``None`` count as absent."""
+    try:
+        return model.model_validate(_without_nil(raw or {}))
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(part) for part in fault['loc']) or what}: {_sentence(fault)}" for fault in error.errors()]
+        raise ConfigError(f"{what} does not fit: {'; '.join(faults)}", hint="see the config reference") from error
+
+
+def _without_nil(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nil(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    match fault["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is no known key"
+        case _:
+            text = str(fault["msg"]).removeprefix("Value error, ")
+            return f"{text[0].lower()}{text[1:]}, not {fault['input']!r}"

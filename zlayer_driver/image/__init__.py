@@ -1,0 +1,1 @@
+"""Images: registry client, store, unpacking, local facts."""

@@ -1,0 +1,1 @@
+"""Nomad as a place to run jobs: placement, and later its HTTP API."""

@@ -1,0 +1,1 @@
+"""Overlay attach: kinds, leases, plans."""
