@@ -43,7 +43,7 @@ class Backend(Protocol):
         ...
 
     async def destroy(self, handle: Handle) -> None:
-        """Removes everything of the container, running or not. Idempotent."""
+        """Removes everything of the container, running or not. Idempotent. With empty ``handle.data``: whatever lies under the task id."""
         ...
 
 
@@ -66,4 +66,11 @@ class CanSignal(Protocol):
 class CanExec(Protocol):
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float) -> ExecResult:
         """Runs to its end; ``timeout_s`` 0 is no limit (`TimedOut` else). A command that does not exist is exit 127, not an error."""
+        ...
+
+
+@runtime_checkable
+class CanSweep(Protocol):
+    async def sweep(self) -> None:
+        """Finishes what a killed predecessor left half made or half removed, and touches nothing else."""
         ...

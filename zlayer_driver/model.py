@@ -44,8 +44,18 @@ class Isolation(StrEnum):
 
 class PullPolicy(StrEnum):
     ALWAYS = "always"
+    NEWER = "newer"
     IF_NOT_PRESENT = "if_not_present"
     NEVER = "never"
+
+
+class PullSource(StrEnum):
+    """Where a pull may look, and in which order."""
+
+    LOCAL_FIRST = "local_first"
+    S3_FIRST = "s3_first"
+    REMOTE_ONLY = "remote_only"
+    LOCAL_ONLY = "local_only"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""What every test shares: the `needs` marker, and the rule that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+CI = os.environ.get("CI") == "true"
+
+
+def _missing(need: str) -> str:
+    """Why this machine cannot carry the need, or an empty string."""
+    if need == "root":
+        return "" if os.geteuid() == 0 else "not root"
+    if need == "linux":
+        return "" if sys.platform == "linux" else f"this is {sys.platform}"
+    return "" if shutil.which(need) else f"{need} is not installed"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose needs are not met, with the reason; with ``CI=true`` it fails instead, so that none goes missing unseen."""
+    reasons = [reason for marker in item.iter_markers("needs") for need in marker.args if (reason := _missing(need))]
+    if not reasons:
+        return
+    text = f"needs: {', '.join(reasons)}"
+    if CI:
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+def _open_fds() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = os.readlink(entry)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def no_fd_leak() -> object:
+    """Fails the test that leaves a file descriptor open."""
+    before = _open_fds()
+    yield
+    left = {fd: what for fd, what in _open_fds().items() if fd not in before and "/proc/" not in what}
+    assert not left, f"file descriptors left open: {left}"

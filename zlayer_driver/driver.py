@@ -1,0 +1,155 @@
+"""The driver's verbs in our own words. The wire calls these for Nomad, and the command line for people.
+
+`Driver.set_config` may come twice and in a process that is thrown away, so nothing of the machine is touched before `Driver.init`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+
+from zlayer_driver import __version__
+from zlayer_driver.admission import admit
+from zlayer_driver.config import PluginConfig
+from zlayer_driver.errors import NotFound, TimedOut
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, PullProgress, Target, TaskEvent, TaskRequest, TaskSpec, TaskStatus
+from zlayer_driver.node import Node
+from zlayer_driver.tasks import Events, TaskTable
+
+_PROBE_EVERY_S = 30.0
+
+
+class Driver:
+    """One node's driver: what Nomad calls, and nothing of how it calls."""
+
+    name = "zlayer"
+    version = __version__
+
+    def __init__(self) -> None:
+        self.config = PluginConfig()
+        self._node: Node | None = None
+        self._tasks = TaskTable(self._owner_says)
+        self._events = Events()
+        self._closing = asyncio.Event()
+
+    async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
+        """Keeps the operator's block; the same may come again."""
+        if not validate_only and self._node is None:
+            self.config = config
+
+    async def init(self) -> None:
+        """Assembles the backends and finishes what a killed predecessor left half done. Repeated calls change nothing."""
+        if self._node is None:
+            await self.node.sweep()
+
+    @property
+    def node(self) -> Node:
+        """What this node is made of; assembled at the first use."""
+        if self._node is None:
+            self._node = Node(self.config, on_fallback=self._tell_fallback)
+        return self._node
+
+    async def fingerprints(self) -> AsyncIterator[Fingerprint]:
+        """What this node offers: at once, then whenever it changes, until `shutdown`."""
+        last = None
+        while not self._closing.is_set():
+            if (found := await self.node.fingerprint()) != last:
+                yield (last := found)
+            await _wait_at_most(self._closing, _PROBE_EVERY_S)
+
+    async def start_task(self, request: TaskRequest) -> Handle:
+        """Pulls what is needed, chooses, starts. On failure nothing of the task is left, here or in the table."""
+        spec = admit(request, self.config)
+        self._tasks.begin(spec.id, name=spec.name, alloc_id=request.alloc_id)
+        try:
+            await self._pull(spec)
+            handle = await self.node.composite.create(spec)
+        except BaseException:
+            self._tasks.drop(spec.id)
+            raise
+        self._tasks.running(spec.id, handle)
+        return handle
+
+    async def recover_task(self, handle: Handle, request: TaskRequest) -> None:
+        """Takes a task back that an earlier process started; of a task known already, nothing changes."""
+        if handle.task_id not in self._tasks:
+            await self.node.composite.adopt(handle)
+            self._tasks.recovered(handle, name=request.name, alloc_id=request.alloc_id)
+
+    async def wait_task(self, task_id: str) -> Exit:
+        return await self._tasks.exited(task_id)
+
+    async def stop_task(self, task_id: str, *, timeout_s: float, signal: str) -> None:
+        """Returns when the task has stopped. A task that is not here has stopped."""
+        if task_id in self._tasks:
+            await self.node.composite.stop(task_id, timeout_s=timeout_s, signal=signal)
+
+    async def destroy_task(self, task_id: str, *, force: bool) -> None:
+        """Removes all of a task. Of an unknown one, whatever an earlier process may have left under its id."""
+        del force  # Nomad always sends true
+        try:
+            await self.node.composite.destroy(task_id)
+        except NotFound:
+            await self.node.composite.purge(task_id)
+        finally:
+            self._tasks.drop(task_id)
+
+    async def inspect_task(self, task_id: str) -> TaskStatus:
+        return self._tasks.status(task_id)
+
+    async def signal_task(self, task_id: str, signal: str) -> None:
+        await self.node.composite.signal(task_id, signal)
+
+    async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult:
+        return await self.node.composite.exec(task_id, argv, timeout_s=timeout_s)
+
+    def events(self) -> AsyncIterator[TaskEvent]:
+        return self._events.read()
+
+    async def shutdown(self) -> None:
+        """Ends the streams and lets go of everything; containers stay."""
+        self._closing.set()
+        self._events.close()
+        await self._tasks.close()
+        if self._node is not None:
+            await self._node.close()
+
+    async def _owner_says(self, task_id: str) -> Exit:
+        return await self.node.composite.wait(task_id)
+
+    async def _pull(self, spec: TaskSpec) -> None:
+        loop = asyncio.get_running_loop()
+        told = False
+
+        def tell_once(step: PullProgress) -> None:
+            nonlocal told
+            if step.phase == "download" and not told:
+                told = True
+                self._tell(spec.id, f"Downloading image {step.image}", {"image": step.image})
+
+        def report(step: PullProgress) -> None:  # from any thread
+            loop.call_soon_threadsafe(tell_once, step)
+
+        try:
+            async with asyncio.timeout(spec.pull_timeout_s or None):
+                await self.node.composite.pull(spec.image, policy=spec.pull, auth=spec.auth, report=report)
+        except TimeoutError:
+            raise TimedOut(f"the pull of image {spec.image!r}", spec.pull_timeout_s) from None
+
+    def _tell_fallback(self, spec: TaskSpec, failed: Target, taken: Target, error: Exception) -> None:
+        message = f"Could not create the container on {failed} ({error}); {taken} takes it"
+        self._tell(spec.id, message, {"failed": failed, "target": taken})
+
+    def _tell(self, task_id: str, message: str, annotations: dict[str, str]) -> None:
+        if task_id in self._tasks:
+            alloc_id, name = self._tasks.label(task_id)
+            self._events.emit(TaskEvent(task_id, alloc_id, name, message, datetime.now(UTC), annotations))
+
+
+async def _wait_at_most(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,68 @@
+"""What one node is made of: the image store, the backends behind their targets, the composite over them, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from zlayer_driver import __version__, backends, fastpath
+from zlayer_driver.composite import Composite, OnFallback
+from zlayer_driver.config import PluginConfig
+from zlayer_driver.contract import CanSweep
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.model import OS, Fingerprint, Health, ImageFacts, Target
+
+PREFIX = "driver.zlayer"
+_RUNS = {  # operating systems of the images that each target runs; the primary runs its node's own
+    Target.VZ: OS.DARWIN,
+    Target.VZ_LINUX: OS.LINUX,
+    Target.DELEGATE: OS.LINUX,
+}
+
+
+class Node:
+    """Made from the operator's config alone; touches the machine only when a method is called."""
+
+    def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
+        self.store = ImageStore(Path(config.state_dir, "images"), insecure=config.insecure_registries)
+        self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
+        self.backends = backends.build(backends.Context(config, self.store))
+        self.composite = Composite(
+            self.backends, native_os=backends.native_os(), facts=self.image_facts, fallback=config.fallback, on_fallback=on_fallback
+        )
+
+    def image_facts(self, image: str) -> ImageFacts:
+        """What the local caches say of an image; never the network."""
+        return fastpath.image_facts(image, self.caches)
+
+    async def sweep(self) -> None:
+        """Finishes what a killed predecessor left half made or half removed."""
+        for backend in self.backends.values():
+            if isinstance(backend, CanSweep):
+                await backend.sweep()
+
+    async def probe(self) -> dict[Target, Fingerprint]:
+        """Each target's own fingerprint; attribute keys are the backend's."""
+        found = await asyncio.gather(*(backend.probe() for backend in self.backends.values()))
+        return dict(zip(self.backends, found, strict=True))
+
+    async def fingerprint(self) -> Fingerprint:
+        """The node's fingerprint: healthy as long as its primary is."""
+        probes = await self.probe()
+        attributes: dict[str, str | int | bool] = {
+            f"{PREFIX}.version": __version__,
+            f"{PREFIX}.native_os": backends.native_os(),
+            f"{PREFIX}.fastpath": fastpath.IMPLEMENTATION,
+        }
+        for target, probe in probes.items():
+            name = self.backends[target].name
+            if probe.health is Health.HEALTHY:
+                attributes[f"{PREFIX}.target.{target}"] = name
+                attributes[f"{PREFIX}.os.{_RUNS.get(target, backends.native_os())}"] = True
+            attributes |= {f"{PREFIX}.{name}.{key}": value for key, value in probe.attributes.items()}
+        primary = probes[Target.PRIMARY]
+        return Fingerprint(primary.health, primary.description, attributes)
+
+    async def close(self) -> None:
+        await self.store.close()
