@@ -1,0 +1,1 @@
+"""Written by ``tools/protos`` from ``zlayer_driver/wire/proto``; never edited."""
