@@ -18,32 +18,28 @@ Rules 5 and 6 send an operating system that nothing here runs to another node (`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 from zlayer_driver.errors import ConfigError, RouteToPeer
 from zlayer_driver.model import ISOLATION_LABEL, OS, ImageFacts, Isolation, Platform, Target
 
 
-class Request(Protocol):
-    """What of a task decides; `TaskSpec` is one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What of a task decides. ``labels`` are the container's."""
 
-    @property
-    def service(self) -> str: ...
-    @property
-    def image(self) -> str: ...
-    @property
-    def runtime(self) -> Isolation | None: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
-    @property
-    def platform(self) -> Platform | None: ...
+    service: str
+    image: str
+    runtime: Isolation | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """What this node has: the operating system of its primary's containers, and its targets (the primary is always one)."""
+class NodeShape:
+    """What a node has: the operating system of its primary's containers, and its targets (the primary is always one)."""
 
     native_os: OS
     attached: frozenset[Target]
@@ -77,7 +73,7 @@ _WISHES: Final = {
 _MARKERS: Final = {"vz": Target.VZ, "vz-linux": Target.VZ_LINUX}
 
 
-def choose(request: Request, facts: ImageFacts, node: Node) -> Choice:
+def choose(request: Request, facts: ImageFacts, node: NodeShape) -> Choice:
     """The target, and the rule that named it; `ConfigError` or `RouteToPeer` where this node cannot run the task."""
     for rule, decide in _RULES.items():
         target = decide(request, facts, node)
@@ -86,13 +82,13 @@ def choose(request: Request, facts: ImageFacts, node: Node) -> Choice:
     return Choice(_default(node), Rule.DEFAULT)
 
 
-def fallbacks(target: Target, facts: ImageFacts, node: Node, configured: Sequence[Target]) -> tuple[Target, ...]:
+def fallbacks(target: Target, facts: ImageFacts, node: NodeShape, configured: Sequence[Target]) -> tuple[Target, ...]:
     """Where to try next, in order, when ``target`` fails to create: the macOS guest for a macOS image, then what the config names."""
     guest = (Target.VZ,) if target is Target.PRIMARY and facts.os is OS.DARWIN else ()
     return tuple(other for other in dict.fromkeys((*guest, *configured)) if other in node.attached and other is not target)
 
 
-def _task_runtime(request: Request, facts: ImageFacts, node: Node) -> Target | None:
+def _task_runtime(request: Request, facts: ImageFacts, node: NodeShape) -> Target | None:
     if request.runtime is Isolation.SANDBOX:
         return _sandbox(facts, node)
     target = _DEMANDS.get(request.runtime) if request.runtime else None
@@ -104,35 +100,35 @@ def _task_runtime(request: Request, facts: ImageFacts, node: Node) -> Target | N
     return target
 
 
-def _task_label(request: Request, facts: ImageFacts, node: Node) -> Target | None:
+def _task_label(request: Request, facts: ImageFacts, node: NodeShape) -> Target | None:
     return _wished(request.labels.get(ISOLATION_LABEL), facts, node)
 
 
-def _image_isolation(_request: Request, facts: ImageFacts, node: Node) -> Target | None:
+def _image_isolation(_request: Request, facts: ImageFacts, node: NodeShape) -> Target | None:
     return _wished(facts.isolation, facts, node)
 
 
-def _image_marker(_request: Request, facts: ImageFacts, node: Node) -> Target | None:
+def _image_marker(_request: Request, facts: ImageFacts, node: NodeShape) -> Target | None:
     return _attached(_MARKERS, facts.marker, node)
 
 
-def _task_platform(request: Request, _facts: ImageFacts, node: Node) -> Target | None:
+def _task_platform(request: Request, _facts: ImageFacts, node: NodeShape) -> Target | None:
     if request.platform is None or request.platform.os is None:
         return None
     return _runs(request.platform.os, node) or _elsewhere(request, request.platform.os, "the task's platform")
 
 
-def _image_os(request: Request, facts: ImageFacts, node: Node) -> Target | None:
+def _image_os(request: Request, facts: ImageFacts, node: NodeShape) -> Target | None:
     if facts.os is None:
         return None
     return _runs(facts.os, node) or _elsewhere(request, facts.os, f"image {request.image!r}")
 
 
-def _default(node: Node) -> Target:
+def _default(node: NodeShape) -> Target:
     return Target.VZ_LINUX if Target.VZ_LINUX in node.attached else Target.PRIMARY
 
 
-_RULES: Final[Mapping[Rule, Callable[[Request, ImageFacts, Node], Target | None]]] = {
+_RULES: Final[Mapping[Rule, Callable[[Request, ImageFacts, NodeShape], Target | None]]] = {
     Rule.TASK_RUNTIME: _task_runtime,
     Rule.TASK_LABEL: _task_label,
     Rule.IMAGE_ISOLATION: _image_isolation,
@@ -142,22 +138,22 @@ _RULES: Final[Mapping[Rule, Callable[[Request, ImageFacts, Node], Target | None]
 }
 
 
-def _wished(word: str | None, facts: ImageFacts, node: Node) -> Target | None:
+def _wished(word: str | None, facts: ImageFacts, node: NodeShape) -> Target | None:
     target = _attached(_WISHES, word, node)
     return _sandbox(facts, node) if target is Target.PRIMARY else target
 
 
-def _attached(words: Mapping[str, Target], word: str | None, node: Node) -> Target | None:
+def _attached(words: Mapping[str, Target], word: str | None, node: NodeShape) -> Target | None:
     """The target that ``word`` names, in any ASCII case, if the node has it. Look-alikes that Unicode would fold name nothing."""
     target = words.get(word.lower()) if word and word.isascii() else None
     return target if target in node.attached else None
 
 
-def _sandbox(facts: ImageFacts, node: Node) -> Target:
+def _sandbox(facts: ImageFacts, node: NodeShape) -> Target:
     return _default(node) if facts.os is OS.LINUX else Target.PRIMARY
 
 
-def _runs(os: OS, node: Node) -> Target | None:
+def _runs(os: OS, node: NodeShape) -> Target | None:
     """What runs containers of ``os`` here. A primary that is not Linux takes all else that is not Linux: only it can tell whether it can."""
     if node.native_os is OS.LINUX:
         return Target.PRIMARY if os is OS.LINUX else None

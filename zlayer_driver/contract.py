@@ -353,6 +353,13 @@ class HasImageStore(Protocol):
 
 
 @runtime_checkable
+class CanSweep(Protocol):
+    async def sweep(self) -> None:
+        """Finishes what a killed predecessor left half made or half removed, and touches nothing else."""
+        ...
+
+
+@runtime_checkable
 class CanPruneContainers(Protocol):
     async def prune_containers(self) -> Pruned:
         """Removes containers that ended and that nobody keeps."""
