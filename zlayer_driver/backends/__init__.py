@@ -62,6 +62,14 @@ def build(context: Context) -> dict[Target, Backend]:
     return {entry.target: _load(entry.module)(context) for entry in TABLE if entry.native_os is native_os()}
 
 
+def absence(target: Target) -> str:
+    """Why this node has nothing behind ``target``, and what to do about it."""
+    kinds = sorted(entry.native_os for entry in TABLE if entry.target is target)
+    if not kinds:
+        return f"no backend of this version stands behind {target}"
+    return f"{target} is for {' and '.join(kinds)} nodes, and this is a {native_os()} node"
+
+
 def _load(module: str) -> Factory:
     try:
         return cast("Factory", cast("Any", import_module(module)).make)

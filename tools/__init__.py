@@ -1,0 +1,1 @@
+"""What the project's own commands and tests need beside the package: a lab with real parts, and the demonstration."""

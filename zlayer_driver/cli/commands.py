@@ -1,0 +1,132 @@
+"""The commands. Each is a few lines over the node or the driver; what they print is `output`'s business."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+
+from zlayer_driver import __version__, backends, fastpath
+from zlayer_driver.cli import place as placing
+from zlayer_driver.cli import run as running
+from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
+from zlayer_driver.composite import Request
+from zlayer_driver.config import PluginConfig, parse
+from zlayer_driver.errors import DriverError
+from zlayer_driver.model import Health, PullPolicy, Target
+from zlayer_driver.node import Node
+
+T = TypeVar("T")
+INTRODUCTION = f"""zlayer-driver {__version__}: a HashiCorp Nomad task driver that runs each OCI image where it belongs.
+
+Nomad launches this file as a plugin; put it into the agent's plugin directory. For people:"""
+
+
+@click.group(help=INTRODUCTION, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--state-dir", envvar="ZLAYER_STATE_DIR", metavar="DIR", help="Where everything that the driver keeps lies.")
+@click.version_option(__version__, prog_name="zlayer-driver")
+@click.pass_context
+def cli(context: click.Context, state_dir: str | None) -> None:
+    context.obj = parse(PluginConfig, {"state_dir": state_dir}, what="command line")
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _on_node(config: PluginConfig, work: Callable[[Node], Awaitable[T]]) -> T:
+    """Runs ``work(node)`` in an event loop and closes the node after it."""
+
+    async def inside() -> T:
+        node = Node(config)
+        try:
+            return await work(node)
+        finally:
+            await node.close()
+
+    return asyncio.run(inside())
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--always", is_flag=True, help="Ask the registry even if the image is here.")
+@click.pass_obj
+@command
+def pull(config: PluginConfig, image: str, always: bool, as_json: bool) -> None:
+    """Pull IMAGE into this node's stores."""
+    policy = PullPolicy.ALWAYS if always else PullPolicy.IF_NOT_PRESENT
+
+    async def work(node: Node) -> dict[str, Any]:
+        with pull_report() as report:
+            await node.composite.pull(fastpath.canonical(image), policy=policy, auth=None, report=report)
+        found = node.store.get(image)
+        return {"image": found.reference, "digest": found.digest, "size_bytes": found.size_bytes, "layers": len(found.layers)}
+
+    show_record(_on_node(config, work), as_json=as_json)
+
+
+@cli.command()
+@click.pass_obj
+@command
+def images(config: PluginConfig, as_json: bool) -> None:
+    """List the images that this node has."""
+
+    async def work(node: Node) -> list[dict[str, Any]]:
+        found = await node.composite.list_images()
+        return [{"image": image.reference, "digest": image.digest, "size_bytes": image.size_bytes} for image in found]
+
+    show_rows(_on_node(config, work), as_json=as_json)
+
+
+@cli.command()
+@click.argument("image")
+@click.pass_obj
+@command
+def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
+    """Say what the local caches know of IMAGE, and where it would run. Never asks a registry."""
+
+    async def work(node: Node) -> dict[str, Any]:
+        canonical = fastpath.canonical(image)
+        facts = node.image_facts(canonical)
+        record: dict[str, Any] = {"image": canonical, "os": facts.os, "marker": facts.marker, "isolation": facts.isolation}
+        try:
+            choice = node.composite.decide(Request(service=image, image=canonical), facts)
+            record |= {"target": choice.target, "rule": choice.rule}
+        except DriverError as error:
+            record |= {"target": None, "error": str(error)}
+        return record
+
+    show_record(_on_node(config, work), as_json=as_json)
+
+
+@cli.command()
+@click.pass_obj
+@command
+def doctor(config: PluginConfig, as_json: bool) -> None:
+    """Say of each target whether it is available, or why not and what to do."""
+
+    async def work(node: Node) -> list[dict[str, Any]]:
+        probes = await node.probe()
+        rows: list[dict[str, Any]] = [
+            {"what": f"target {target}", "state": probe.health, "backend": node.backends[target].name, "detail": probe.description}
+            for target, probe in probes.items()
+        ]
+        absent = [target for target in Target if target not in probes]
+        rows += [
+            {"what": f"target {target}", "state": Health.UNDETECTED, "backend": None, "detail": backends.absence(target)}
+            for target in absent
+        ]
+        rows.append(
+            {"what": "fastpath", "state": fastpath.IMPLEMENTATION, "backend": None, "detail": "references, cache keys and cache probing"}
+        )
+        rows.append({"what": "state directory", "state": config.state_dir, "backend": None, "detail": str(node.store.cache_path)})
+        return rows
+
+    rows = _on_node(config, work)
+    show_rows(rows, as_json=as_json)
+    if rows[0]["state"] is not Health.HEALTHY:
+        raise click.exceptions.Exit(1)
+
+
+cli.add_command(running.run)
+cli.add_command(placing.place)

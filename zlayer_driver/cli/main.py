@@ -1,0 +1,20 @@
+"""The program: serves Nomad when Nomad launches it, and is a command line for people otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+COOKIE_NAME = "NOMAD_PLUGIN_MAGIC_COOKIE"
+
+
+def entry() -> None:
+    """The console script. Nomad's launch must not pay for the command line's imports, so the two part here."""
+    if len(sys.argv) == 1 and COOKIE_NAME in os.environ:
+        from zlayer_driver.cli.serve import serve  # noqa: PLC0415  # the one of the two that is needed
+
+        serve()
+    else:
+        from zlayer_driver.cli.commands import cli  # noqa: PLC0415
+
+        cli(prog_name="zlayer-driver")

@@ -1,0 +1,123 @@
+"""How answers reach a person or a program: a table on a terminal, plain lines in a pipe, JSON where asked for."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from zlayer_driver.errors import DriverError
+from zlayer_driver.model import PullProgress, Report
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Row = Mapping[str, Any]
+
+
+class Failure(click.ClickException):
+    """A `DriverError` as the command line shows it: one line, or one JSON object."""
+
+    def __init__(self, error: DriverError, *, as_json: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.as_json = as_json
+
+    def show(self, file: Any = None) -> None:
+        if self.as_json:
+            click.echo(json.dumps({"error": describe(self.error)}))
+        else:
+            click.echo(f"zlayer-driver: {self.format_message()}", err=True, file=file)
+
+
+def describe(error: DriverError) -> dict[str, Any]:
+    """An error as data: kind, message, whether a retry helps, and its own fields."""
+    return {"kind": error.kind, "message": str(error), "recoverable": error.recoverable, **error.fields()}
+
+
+def command(function: Command) -> Command:
+    """Adds ``--json`` and turns a `DriverError` into a `Failure`. The function takes ``as_json`` as a keyword."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, as_json: bool, **kwargs: Any) -> Any:
+        try:
+            return function(*args, as_json=as_json, **kwargs)
+        except DriverError as error:
+            raise Failure(error, as_json=as_json) from error
+
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(guarded)  # type: ignore[return-value]  # click keeps the signature
+
+
+def show_rows(rows: Sequence[Row], *, as_json: bool, title: str = "") -> None:
+    """Rows that share their keys: a table, tab-separated lines, or a JSON array."""
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=2, default=str))
+    elif sys.stdout.isatty():
+        _console().print(_table(rows, title))
+    else:
+        for row in rows:
+            click.echo("\t".join(_plain(value) for value in row.values()))
+
+
+def show_record(record: Row, *, as_json: bool, title: str = "") -> None:
+    """One thing with named properties."""
+    if as_json:
+        click.echo(json.dumps(record, indent=2, default=str))
+    else:
+        show_rows([{"": key, " ": value} for key, value in record.items()], as_json=False, title=title)
+
+
+@contextmanager
+def pull_report() -> Iterator[Report | None]:
+    """Bars per layer on a terminal, one line a layer elsewhere; all on standard error."""
+    if not sys.stderr.isatty():
+        yield _print_step
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(step: PullProgress) -> None:
+            if not step.layer:
+                return
+            if step.layer not in bars:
+                bars[step.layer] = progress.add_task(step.layer[7:19], total=step.total_bytes)
+            progress.update(
+                bars[step.layer], completed=step.done_bytes, total=step.total_bytes, description=f"{step.layer[7:19]} {step.phase}"
+            )
+
+        yield report
+
+
+def _print_step(step: PullProgress) -> None:
+    if step.phase == "done":
+        click.echo(f"{step.layer or step.image}: done", err=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _table(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for key in rows[0] if rows else ():
+        table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(value) for value in row.values()))
+    return table
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value)
