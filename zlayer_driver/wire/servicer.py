@@ -1,0 +1,92 @@
+"""The ``Driver`` service: each RPC turns its message into values, asks the driver, and turns the answer back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+from zlayer_driver.config import TaskConfig
+from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
+from zlayer_driver.wire import codec, hclspec, replies, socket
+from zlayer_driver.wire._gen import driver_pb2 as pb
+from zlayer_driver.wire._gen import task_pb2 as task
+from zlayer_driver.wire.verbs import DriverVerbs
+
+_Isolation = task.NetworkIsolationSpec.NetworkIsolationMode
+
+
+class DriverService:
+    def __init__(self, driver: DriverVerbs) -> None:
+        self._driver = driver
+
+    async def init(self, _: pb.InitRequest) -> pb.InitResponse:
+        socket.sweep(socket.home(os.environ))
+        await self._driver.init()
+        return pb.InitResponse()
+
+    async def task_config_schema(self, _: pb.TaskConfigSchemaRequest) -> pb.TaskConfigSchemaResponse:
+        return pb.TaskConfigSchemaResponse(spec=hclspec.of(TaskConfig))
+
+    async def capabilities(self, _: pb.CapabilitiesRequest) -> pb.CapabilitiesResponse:
+        return pb.CapabilitiesResponse(
+            capabilities=pb.DriverCapabilities(
+                send_signals=True,
+                exec=True,
+                fs_isolation=pb.DriverCapabilities.IMAGE,
+                network_isolation_modes=[_Isolation.HOST, _Isolation.GROUP, _Isolation.NONE],
+                mount_configs=pb.DriverCapabilities.ANY_MOUNTS,
+            )
+        )
+
+    async def fingerprint(self, _: pb.FingerprintRequest) -> AsyncIterator[pb.FingerprintResponse]:
+        async for fingerprint in self._driver.fingerprints():
+            yield replies.fingerprint_message(fingerprint)
+
+    async def start_task(self, request: pb.StartTaskRequest) -> pb.StartTaskResponse:
+        handle = await self._driver.start_task(codec.request_from(request.task))
+        return pb.StartTaskResponse(handle=replies.handle_message(handle, request.task))
+
+    async def recover_task(self, request: pb.RecoverTaskRequest) -> pb.RecoverTaskResponse:
+        """The request's own ``task_id`` is never filled by Nomad; the handle has it."""
+        await self._driver.recover_task(replies.handle_from(request.handle), codec.request_from(request.handle.config))
+        return pb.RecoverTaskResponse()
+
+    async def wait_task(self, request: pb.WaitTaskRequest) -> pb.WaitTaskResponse:
+        ended = await self._driver.wait_task(request.task_id)
+        return pb.WaitTaskResponse(result=replies.exit_message(ended), err=ended.error)
+
+    async def stop_task(self, request: pb.StopTaskRequest) -> pb.StopTaskResponse:
+        """A task that is not there is stopped: an error would make the client retry for minutes."""
+        with contextlib.suppress(NotFound):
+            await self._driver.stop_task(request.task_id, timeout_s=codec.seconds(request.timeout), signal=request.signal)
+        return pb.StopTaskResponse()
+
+    async def destroy_task(self, request: pb.DestroyTaskRequest) -> pb.DestroyTaskResponse:
+        with contextlib.suppress(NotFound):
+            await self._driver.destroy_task(request.task_id, force=request.force)
+        return pb.DestroyTaskResponse()
+
+    async def inspect_task(self, request: pb.InspectTaskRequest) -> pb.InspectTaskResponse:
+        return replies.status_message(await self._driver.inspect_task(request.task_id))
+
+    async def signal_task(self, request: pb.SignalTaskRequest) -> pb.SignalTaskResponse:
+        await self._driver.signal_task(request.task_id, request.signal)
+        return pb.SignalTaskResponse()
+
+    async def exec_task(self, request: pb.ExecTaskRequest) -> pb.ExecTaskResponse:
+        if not request.command:
+            raise InvalidSpec("exec has no command", hint="give at least one argument")
+        result = await self._driver.exec_task(request.task_id, tuple(request.command), timeout_s=codec.seconds(request.timeout))
+        return pb.ExecTaskResponse(stdout=result.stdout, stderr=result.stderr, result=replies.exit_message(result.exit))
+
+    async def task_events(self, _: pb.TaskEventsRequest) -> AsyncIterator[task.DriverTaskEvent]:
+        async for event in self._driver.events():
+            yield replies.event_message(event)
+
+    def task_stats(self, _: pb.TaskStatsRequest) -> AsyncIterator[pb.TaskStatsResponse]:
+        raise Unsupported("task statistics are not available")
+
+    async def shutdown(self, _: pb.ShutdownRequest) -> pb.ShutdownResponse:
+        await self._driver.shutdown()
+        return pb.ShutdownResponse()

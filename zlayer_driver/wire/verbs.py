@@ -1,0 +1,53 @@
+"""What the services ask of the driver below them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from zlayer_driver.config import PluginConfig
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, TaskEvent, TaskRequest, TaskStatus
+
+
+class DriverVerbs(Protocol):
+    """The verbs of `zlayer_driver.driver.Driver` that Nomad can reach. Errors are those of `zlayer_driver.errors`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
+        """May come twice, and without `init` after it: no side effects."""
+        ...
+
+    async def init(self) -> None: ...
+
+    def fingerprints(self) -> AsyncIterator[Fingerprint]:
+        """The first at once, then one whenever something changed."""
+        ...
+
+    async def start_task(self, request: TaskRequest) -> Handle: ...
+
+    async def recover_task(self, handle: Handle, request: TaskRequest) -> None:
+        """``request.config`` is empty after a restart of the agent."""
+        ...
+
+    async def wait_task(self, task_id: str) -> Exit: ...
+
+    async def stop_task(self, task_id: str, *, timeout_s: float, signal: str) -> None: ...
+
+    async def destroy_task(self, task_id: str, *, force: bool) -> None: ...
+
+    async def inspect_task(self, task_id: str) -> TaskStatus: ...
+
+    async def signal_task(self, task_id: str, signal: str) -> None: ...
+
+    async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult: ...
+
+    def events(self) -> AsyncIterator[TaskEvent]: ...
+
+    async def shutdown(self) -> None:
+        """Ends the iterators above and lets go of the tasks, which run on. May come twice."""
+        ...
