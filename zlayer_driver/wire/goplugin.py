@@ -30,8 +30,8 @@ CORE_VERSION = 1
 APP_VERSION = 2
 
 # The host kills what is still there two seconds after it asked the plugin to exit. Ours end in this order, well before.
-_DRIVER_END_S = 1.0
 _CALLS_END_S = 0.1
+_DRIVER_END_S = 1.0
 _LAST_RESORT_S = 1.7
 
 _NOTHING: tuple[Any, ...] = ()
@@ -110,14 +110,17 @@ def add_driver(services: rpc.Services, driver: DriverVerbs) -> None:
 
 
 async def _end(driver: DriverVerbs, server: grpc.aio.Server) -> None:
-    """A thread that is stuck in a system call would hold the process for ever; the kernel's timer ends it all the same."""
+    """Open calls are cut, not answered: an answer to WaitTask would be taken for the task's exit, and the task runs on.
+
+    A thread that is stuck in a system call would hold the process for ever; the kernel's timer ends it all the same.
+    """
     signal.setitimer(signal.ITIMER_REAL, _LAST_RESORT_S)
+    await server.stop(_CALLS_END_S)
     try:
         async with asyncio.timeout(_DRIVER_END_S):
             await driver.shutdown()
     except TimeoutError:
         _log.warning("the driver did not end in time; its tasks run on", extra={"timeout_s": _DRIVER_END_S})
-    await server.stop(_CALLS_END_S)
 
 
 def claim_stdio() -> tuple[int, int]:

@@ -49,7 +49,10 @@ class DriverService:
 
     async def recover_task(self, request: pb.RecoverTaskRequest) -> pb.RecoverTaskResponse:
         """The request's own ``task_id`` is never filled by Nomad; the handle has it."""
-        await self._driver.recover_task(replies.handle_from(request.handle), codec.request_from(request.handle.config))
+        handle, task_request = replies.handle_from(request.handle), codec.request_from(request.handle.config)
+        if handle.task_id != task_request.id:
+            raise InvalidSpec(f"the handle of task {handle.task_id!r} came with the config of {task_request.id!r}")
+        await self._driver.recover_task(handle, task_request)
         return pb.RecoverTaskResponse()
 
     async def wait_task(self, request: pb.WaitTaskRequest) -> pb.WaitTaskResponse:
@@ -88,5 +91,5 @@ class DriverService:
         raise Unsupported("task statistics are not available")
 
     async def shutdown(self, _: pb.ShutdownRequest) -> pb.ShutdownResponse:
-        await self._driver.shutdown()
+        """Only a notice: the host asks the process to exit right after, and that ends the driver."""
         return pb.ShutdownResponse()
