@@ -1,0 +1,22 @@
+"""Fixtures of the tests on a real machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host.oci_lab import OneImage, remains
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> OneImage:
+    return OneImage(tmp_path_factory.mktemp("layers"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A directory for the state of one driver; fails the test that leaves a container, or a part of one."""
+    yield tmp_path
+    assert remains(tmp_path) == []

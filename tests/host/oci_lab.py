@@ -1,0 +1,79 @@
+"""What the tests of the OCI backend share: an image made of busybox, task specs, and a look at what is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from zlayer_driver.backends.oci import OciBackend
+from zlayer_driver.backends.oci_bundle import Bundle, container_id
+from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.backends.oci_steps import STEPS, Step
+from zlayer_driver.errors import NotFound
+from zlayer_driver.host import cgroups
+from zlayer_driver.host.processes import command_lines
+from zlayer_driver.image.values import Image, ImageConfig
+from zlayer_driver.model import Auth, Handle, ImageRecord, PullPolicy, Report, Target, TaskSpec
+
+IMAGE = "example.org/busybox:1"
+APPLETS = ("sh", "sleep", "cat", "ls", "true", "id", "env", "pwd", "mount", "awk", "dd", "kill", "touch", "test", "nproc", "hostname")
+
+
+class OneImage:
+    """An image store with one image, whose layers lie below ``root``."""
+
+    def __init__(self, root: Path, config: ImageConfig | None = None) -> None:
+        base, top = root / "base", root / "top"
+        for directory in ("bin", "etc", "tmp", "proc", "dev", "sys"):
+            (base / directory).mkdir(parents=True)
+        shutil.copy2("/bin/busybox", base / "bin/busybox")
+        for applet in APPLETS:
+            (base / "bin" / applet).symlink_to("busybox")
+        (base / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nworker:x:1000:1001::/home/worker:/bin/sh\n")
+        (base / "etc/group").write_text("root:x:0:\nworkers:x:1001:\naudio:x:29:worker\nlogs:x:30:someone,worker\n")
+        (top / "srv").mkdir(parents=True)
+        (top / "srv/mark").write_text("upper layer\n")
+        config = config or ImageConfig(os="linux", arch="amd64", diff_ids=(), cmd=("/bin/sh",), env=("PATH=/bin",))
+        self.image = Image(IMAGE, "sha256:" + "0" * 64, config, (base, top), 0)
+
+    def get(self, image: str) -> Image:
+        if image != IMAGE:
+            raise NotFound(image, "it was never pulled")
+        return self.image
+
+    def list(self) -> Sequence[ImageRecord]:
+        return [ImageRecord(IMAGE)]
+
+    async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> Image:
+        return self.get(image)
+
+
+def backend(root: Path, images: OneImage, *, runtime: str = "runc", steps: tuple[Step, ...] = STEPS) -> OciBackend:
+    return OciBackend(root=root / "state", store=images, runtime=OciRuntime(runtime), steps=steps)
+
+
+def shell(task_id: str, script: str, **changes: object) -> TaskSpec:
+    spec = TaskSpec(id=task_id, name="task", image=IMAGE, command="/bin/sh", args=("-c", script))
+    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]  # the fields' own types are checked where they are used
+
+
+def handle(task_id: str, data: object) -> Handle:
+    return Handle(task_id, Target.PRIMARY, "oci", data if isinstance(data, dict) else {})
+
+
+def remains(root: Path) -> list[str]:
+    """Everything that lives for a container of the state directory: processes, mounts, cgroups, files. Empty after a clean removal."""
+    state = root / "state"
+    found = [f"process {pid}: {argv}" for pid, argv in command_lines() if any(os.fsencode(state) in part for part in argv)]
+    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(root) in line]
+    prefix = Bundle(state, "").cgroup.strip("/")
+    for tree in {*cgroups.trees().v1.values(), cgroups.trees().v2} - {None}:
+        found += [str(path) for path in tree.iterdir() if path.name.startswith(prefix)] if tree else []
+    return found + [str(path) for kind in ("c/*", "rt/*/*") for path in state.glob(kind)]
+
+
+def bundle_of(root: Path, task_id: str) -> Bundle:
+    return Bundle(root / "state", container_id(task_id))

@@ -1,0 +1,94 @@
+"""A container that this process watches: its end, seen at once, and told apart: exit code, signal, or out of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from signal import SIGKILL, SIGTERM
+
+from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id
+from zlayer_driver.errors import TimedOut
+from zlayer_driver.host import cgroups, signals
+from zlayer_driver.host.pidfd import PidFd
+from zlayer_driver.model import Exit
+
+_KILL_TIMEOUT_S = 30.0
+_UNKNOWN_CODE = 255
+_LAST_SIGNAL = 64
+
+
+class Container:
+    """Owns a pidfd of the container's init and one of its supervisor, each ``None`` if that process was gone already."""
+
+    def __init__(self, bundle: Bundle, record: Record) -> None:
+        here = record.boot == boot_id()
+        self.bundle = bundle
+        self.record = record
+        self._init = PidFd.open(record.init) if here else None
+        self._supervisor = PidFd.open(record.supervisor) if here else None
+        self._end = bundle.ended()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a process to wait for, or an end to tell."""
+        return self._init is not None or self._supervisor is not None or self._end is not None or self.bundle.exit_code() is not None
+
+    async def wait(self) -> Exit:
+        """The supervisor ends when it has written the exit code. Where it was killed, the container may go on without it."""
+        if self._end is None and self._supervisor is not None:
+            await self._supervisor.wait()
+        if self._end is None and self._init is not None:
+            await self._init.wait()
+        if self._end is None:
+            self._end = self._read_end()
+            self.bundle.write_ended(self._end)
+        return self._end
+
+    def signal(self, number: int) -> bool:
+        """Whether init was there to be signalled."""
+        if self._init is None:
+            return False
+        if number == SIGKILL and not self._init.ended():
+            self.bundle.killed.touch()
+        return self._init.send(number)
+
+    async def stop(self, *, timeout_s: float, signal: str) -> None:
+        number = signals.number(signal or self.record.stop_signal or str(int(SIGTERM)))
+        if self.signal(number):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Returns when it has ended, which may have been before. SIGKILL for init of a pid namespace ends all others in it."""
+        if self._end is None:
+            self.signal(SIGKILL)
+        try:
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await self.wait()
+        except TimeoutError:
+            raise TimedOut(f"the end of container {self.bundle.id!r} after SIGKILL", _KILL_TIMEOUT_S) from None
+
+    def close(self) -> None:
+        for pidfd in (self._init, self._supervisor):
+            if pidfd is not None:
+                pidfd.close()
+
+    def _read_end(self) -> Exit:
+        """The kernel's word where it has one; else conmon's, in which a signal death and an exit with 128+n look the same."""
+        code = self.bundle.exit_code()
+        status = self._init.wait_status() if self._init is not None else None
+        if status is not None:
+            signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            code = 128 + signal if signal else os.WEXITSTATUS(status)
+        elif code is not None:
+            signal = code - 128 if 0 < code - 128 <= _LAST_SIGNAL else 0
+        else:
+            return Exit(_UNKNOWN_CODE, error=f"the exit code of container {self.bundle.id!r} is lost: its supervisor was killed")
+        return Exit(code, signal, oom_killed=self._is_oom(code))
+
+    def _is_oom(self, code: int) -> bool:
+        """A shell passes the 137 of a killed child on, so the code counts, not the signal; and only if the kill was not ours."""
+        return code == 128 + SIGKILL and not self.bundle.killed.exists() and cgroups.oom_kills(self.bundle.cgroup) > 0

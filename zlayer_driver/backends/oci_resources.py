@@ -1,0 +1,99 @@
+"""Limits and devices of a container, in the runtime spec's terms. The runtime turns them into v1 or v2 control files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.host import cgroups
+from zlayer_driver.model import Device, TaskSpec
+
+Doc = dict[str, Any]
+
+_KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
+_MIN_SHARES, _MAX_SHARES = 2, 262_144  # what the kernel's cpu.shares takes
+_OWN_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+def resources(task: TaskSpec) -> Doc:
+    limits = task.resources
+    cpu: Doc = {}
+    if limits.cpu_shares:
+        cpu["shares"] = min(max(limits.cpu_shares, _MIN_SHARES), _MAX_SHARES)
+    if limits.cpu_quota_us:
+        cpu |= {"quota": limits.cpu_quota_us, "period": limits.cpu_period_us}
+    if limits.cpuset_cpus:
+        cpu["cpus"] = limits.cpuset_cpus
+    found: Doc = {"devices": _device_rules(task), "cpu": cpu, "memory": _memory(task)}
+    if limits.pids:
+        found["pids"] = {"limit": limits.pids}
+    return {key: value for key, value in found.items() if value}
+
+
+def _memory(task: TaskSpec) -> Doc:
+    """``swap`` is memory and swap together; without a word of the task a container gets no swap beyond its memory."""
+    limits = task.resources
+    memory: Doc = {}
+    if limits.memory_bytes:
+        memory["limit"] = limits.memory_bytes
+        if cgroups.trees().counts_swap():
+            memory["swap"] = limits.memory_bytes if limits.memory_swap_bytes is None else limits.memory_swap_bytes
+    if limits.memory_reservation_bytes:
+        memory["reservation"] = limits.memory_reservation_bytes
+    return memory
+
+
+def oom_score_adj(wanted: int) -> int:
+    """Not below our own: lowering it needs CAP_SYS_RESOURCE, which the driver may lack."""
+    return max(wanted, int(_OWN_OOM_SCORE.read_text()))
+
+
+def devices(task: TaskSpec) -> list[Doc]:
+    """Nodes to make, beyond those that every runtime makes itself."""
+    return [_node(device) for device in _wanted(task)]
+
+
+def _device_rules(task: TaskSpec) -> list[Doc]:
+    if task.security.privileged:
+        return [{"allow": True, "access": "rwm"}]
+    rules: list[Doc] = [{"allow": False, "access": "rwm"}]
+    for device in task.devices:
+        node = _node(device)
+        rules.append(
+            {"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": device.permissions or "rwm"}
+        )
+    return rules
+
+
+def _wanted(task: TaskSpec) -> tuple[Device, ...]:
+    if not task.security.privileged:
+        return task.devices
+    named = {device.container_path for device in task.devices}
+    nodes = (f"/dev/{entry.name}" for entry in os.scandir("/dev") if _is_device(entry) and entry.name not in ("console", "ptmx", "tty"))
+    return (*task.devices, *(Device(path, path) for path in nodes if path not in named))
+
+
+def _is_device(entry: os.DirEntry[str]) -> bool:
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode) in _KINDS
+
+
+def _node(device: Device) -> Doc:
+    try:
+        found = Path(device.host_path).stat()
+    except OSError as error:
+        raise InvalidSpec(f"device {device.host_path!r} cannot be used: {error.strerror}") from error
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is None:
+        raise InvalidSpec(f"{device.host_path!r} is not a device node")
+    return {
+        "path": device.container_path or device.host_path,
+        "type": kind,
+        "major": os.major(found.st_rdev),
+        "minor": os.minor(found.st_rdev),
+        "fileMode": stat.S_IMODE(found.st_mode),
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }

@@ -1,0 +1,147 @@
+"""What a container may not do: capabilities, masked paths, and the system call filter."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.backends import oci_seccomp
+from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.model import Security
+
+Doc = dict[str, Any]
+
+# <linux/capability.h>, in the order of their bits.
+CAPABILITIES = tuple(
+    f"CAP_{name}"
+    for name in [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ]
+)
+
+# The set that Docker and its kin give, so that images find what they were built for.
+DEFAULT_CAPABILITIES = frozenset(
+    f"CAP_{name}"
+    for name in [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "NET_RAW",
+        "SYS_CHROOT",
+        "MKNOD",
+        "AUDIT_WRITE",
+        "SETFCAP",
+    ]
+)
+
+# Files that tell of, or reach into, the whole machine.
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/dev/block",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_ARCHITECTURES = {
+    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
+    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+}
+
+
+def capabilities(security: Security) -> Doc:
+    """The three sets that matter to a program that does not know of capabilities; nothing is inheritable or ambient."""
+    held = sorted(granted(security))
+    return {"bounding": held, "effective": held, "permitted": held}
+
+
+def granted(security: Security) -> frozenset[str]:
+    """`InvalidSpec` for a name that is no capability, or one that the driver does not have itself and so cannot give."""
+    ours = _own()
+    added, dropped = _named(security.cap_add), _named(security.cap_drop)
+    if security.privileged or "CAP_ALL" in added:
+        return ours - dropped if "CAP_ALL" not in dropped else added - {"CAP_ALL"}
+    if missing := sorted(added - ours):
+        raise InvalidSpec(f"this node cannot give {', '.join(missing)}: the driver does not have it itself", hint="take it out of cap_add")
+    kept = frozenset() if "CAP_ALL" in dropped else DEFAULT_CAPABILITIES - dropped
+    return (kept | added) & ours
+
+
+def kernel_guards(security: Security) -> Doc:
+    """The parts of the spec's ``linux`` object that fence the container in; nothing for a privileged one."""
+    if security.privileged:
+        return {}
+    profile = oci_seccomp.profile(granted(security), _ARCHITECTURES.get(platform.machine(), ()))
+    return {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "seccomp": profile}
+
+
+def _named(names: tuple[str, ...]) -> frozenset[str]:
+    full = frozenset(f"CAP_{name.upper().removeprefix('CAP_')}" for name in names)
+    if unknown := sorted(full - {*CAPABILITIES, "CAP_ALL"}):
+        raise InvalidSpec(f"{', '.join(unknown)} is no capability", hint='use names such as "net_admin"')
+    return full
+
+
+@cache
+def _own() -> frozenset[str]:
+    """The driver's bounding set: proc(5), status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd:"))
+    bits = int(line.split()[1], 16)
+    return frozenset(name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1)

@@ -1,0 +1,158 @@
+"""The OCI runtime spec (version 1.0.2) of one container, from its image's config and its task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.backends import oci_resources, oci_security
+from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.oci_users import User
+from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.image.values import ImageConfig
+from zlayer_driver.model import Mount, TaskSpec
+
+Doc = dict[str, Any]
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SHM_BYTES = 64 << 20
+_PROPAGATION = {"private": "rprivate", "rprivate": "rprivate", "rslave": "rslave", "rshared": "rshared"}
+
+
+def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User) -> Doc:
+    """`InvalidSpec` for a task that contradicts itself or its image."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": _process(task, image, user),
+        "root": {"path": str(bundle.rootfs), "readonly": task.security.readonly_rootfs},
+        "hostname": hostname(task, bundle),
+        "mounts": _mounts(task, bundle),
+        "linux": {
+            "cgroupsPath": bundle.cgroup,
+            "namespaces": _namespaces(task),
+            "resources": oci_resources.resources(task),
+            "devices": oci_resources.devices(task),
+            **oci_security.kernel_guards(task.security),
+            **({"rootfsPropagation": "rslave"} if any(_is_shared(mount) for mount in task.mounts) else {}),
+        },
+    }
+
+
+def command_line(task: TaskSpec, image: ImageConfig) -> list[str]:
+    """As Docker has it: an entrypoint of the task drops the image's command too, and arguments without a command replace it."""
+    entrypoint = image.entrypoint if task.entrypoint is None else task.entrypoint
+    if task.command:
+        command: tuple[str, ...] = (task.command, *task.args)
+    elif task.args or task.entrypoint is not None:
+        command = task.args
+    else:
+        command = image.cmd
+    argv = [*entrypoint, *command]
+    if not argv:
+        raise InvalidSpec(f"image {task.image!r} names no command, and neither does the task", hint='set "command" in the task\'s config')
+    if any("\0" in part for part in argv):
+        raise InvalidSpec("the task's command holds a NUL byte")
+    return argv
+
+
+def hostname(task: TaskSpec, bundle: Bundle) -> str:
+    if task.network.hostname:
+        return task.network.hostname
+    return os.uname().nodename if task.network.mode == "host" else bundle.id[-12:]
+
+
+def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
+    """The task's over the image's over the two that every program expects."""
+    below = dict(entry.split("=", 1) for entry in image.env if "=" in entry)
+    merged: Mapping[str, str] = {"PATH": _PATH, "HOME": home, **below, **task.env}
+    if any("\0" in text or "=" in name for name, value in merged.items() for text in (name, value) if "\0" in text or text is name):
+        raise InvalidSpec("an environment variable of the task has a NUL byte, or '=' in its name")
+    return [f"{name}={value}" for name, value in merged.items()]
+
+
+def _process(task: TaskSpec, image: ImageConfig, user: User) -> Doc:
+    work_dir = task.work_dir or image.work_dir or "/"
+    if not work_dir.startswith("/"):
+        raise InvalidSpec(f"working directory {work_dir!r} is not absolute", hint='set "work_dir" to a path such as /srv')
+    process: Doc = {
+        "terminal": False,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+        "args": command_line(task, image),
+        "env": environment(task, image, user.home),
+        "cwd": work_dir,
+        "capabilities": oci_security.capabilities(task.security),
+        "noNewPrivileges": False,
+    }
+    if task.resources.oom_score_adj:
+        process["oomScoreAdj"] = oci_resources.oom_score_adj(task.resources.oom_score_adj)
+    return process
+
+
+def _namespaces(task: TaskSpec) -> list[Doc]:
+    kinds: list[Doc] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    match task.network.mode:
+        case "host":
+            return kinds
+        case "none":
+            return [*kinds, {"type": "network"}]
+        case "path":
+            return [*kinds, {"type": "network", "path": task.network.netns_path}]
+        case other:
+            raise InvalidSpec(f"network mode {other!r} is none of host, none and path")
+
+
+def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
+    """Kernel file systems, our three files in /etc, then the task's own in the order of their targets' depth."""
+    writable = "rw" if task.security.privileged else "ro"
+    quiet = ["nosuid", "noexec", "nodev"]
+    mounts: list[Doc] = [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", f"size={_SHM_BYTES}"]},  # noqa: S108 - the container's
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
+        _sysfs(task, [*quiet, writable]),
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "relatime", writable]},
+    ]
+    taken = {os.path.normpath(mount.target) for mount in task.mounts}
+    mounts += [
+        {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.etc / name), "options": ["rbind", "rprivate"]}
+        for name in ("hosts", "hostname", "resolv.conf")
+        if f"/etc/{name}" not in taken
+    ]
+    return mounts + [_mount(mount) for mount in sorted(task.mounts, key=lambda mount: Path(mount.target).parts)]
+
+
+def _sysfs(task: TaskSpec, options: list[str]) -> Doc:
+    """A netns of its own may mount a sysfs of its own; the host's is bound."""
+    if task.network.mode == "host":
+        return {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", *options]}
+    return {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": options}
+
+
+def _mount(mount: Mount) -> Doc:
+    if not mount.target.startswith("/") or ".." in Path(mount.target).parts or "\0" in mount.target + mount.source:
+        raise InvalidSpec(f"mount target {mount.target!r} is not an absolute path without '..'")
+    access = "ro" if mount.read_only else "rw"
+    if mount.kind == "tmpfs":
+        size = [f"size={mount.size_bytes}"] if mount.size_bytes else []
+        return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", access, *size]}
+    if mount.kind != "bind":
+        raise InvalidSpec(f"mount kind {mount.kind!r} is neither bind nor tmpfs")
+    if not Path(mount.source).exists():
+        raise InvalidSpec(f"{mount.source!r}, to be mounted at {mount.target!r}, does not exist on this node")
+    if mount.propagation not in _PROPAGATION:
+        raise InvalidSpec(f"mount propagation {mount.propagation!r} is none of {', '.join(_PROPAGATION)}")
+    options = ["rbind", _PROPAGATION[mount.propagation], access]
+    return {"destination": mount.target, "type": "bind", "source": mount.source, "options": options}
+
+
+def _is_shared(mount: Mount) -> bool:
+    return mount.propagation in ("rslave", "rshared")

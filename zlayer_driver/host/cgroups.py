@@ -1,0 +1,127 @@
+"""Control groups as they are mounted here: v1, hybrid (v1 controllers beside a v2 tree), or v2. A group is named by its path in all trees."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from zlayer_driver.errors import TimedOut
+from zlayer_driver.host.pidfd import PidFd, identify
+
+_KILL_TIMEOUT_S = 10.0
+
+
+class Mode(StrEnum):
+    V1 = "v1"
+    HYBRID = "hybrid"
+    V2 = "v2"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """Mount points: of the v1 controllers by name (co-mounted ones share theirs), and of the v2 tree."""
+
+    v1: dict[str, Path]
+    v2: Path | None
+
+    @property
+    def mode(self) -> Mode:
+        if not self.v1:
+            return Mode.V2 if self.v2 else Mode.NONE
+        return Mode.HYBRID if self.v2 else Mode.V1
+
+    def v2_controllers(self) -> list[str]:
+        return (self.v2 / "cgroup.controllers").read_text().split() if self.v2 else []
+
+    def counts_swap(self) -> bool:
+        """Whether a limit on memory and swap together can be set."""
+        memory = self.v1.get("memory")
+        return (memory / "memory.memsw.limit_in_bytes").exists() if memory else self.mode is Mode.V2
+
+    def directories(self, path: str) -> Iterator[Path]:
+        """Where the group ``path`` (absolute, as in a runtime spec) exists."""
+        roots = dict.fromkeys([*self.v1.values(), *([self.v2] if self.v2 else [])])
+        return (group for root in roots if (group := root / path.lstrip("/")).is_dir())
+
+
+def trees() -> Trees:
+    """From this process's mount table: proc(5), mountinfo."""
+    v1: dict[str, Path] = {}
+    v2: Path | None = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        where = Path(left.split(" ")[4])
+        if kind == "cgroup2" and v2 is None:
+            v2 = where
+        elif kind == "cgroup":
+            v1.update((option, where) for option in options.split(",") if option not in ("rw", "xattr", "clone_children"))
+    return Trees(v1, v2)
+
+
+def oom_kills(path: str) -> int:
+    """How many processes of the group the kernel killed for want of memory; 0 if the group is gone."""
+    mounted = trees()
+    memory = mounted.v1.get("memory")
+    file = memory / path.lstrip("/") / "memory.oom_control" if memory else (mounted.v2 or Path()) / path.lstrip("/") / "memory.events"
+    try:
+        counters = dict(line.split(" ") for line in file.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counters.get("oom_kill", 0))
+
+
+async def remove(path: str) -> None:
+    """Kills what is in the group, waits for its end, and removes the group from every tree; a group that is not there is fine."""
+    for group in trees().directories(path):
+        for _, below, _ in os.walk(group, topdown=False, followlinks=False):
+            for name in below:
+                await _remove_one(group / name)
+        await _remove_one(group)
+
+
+async def _remove_one(group: Path) -> None:
+    while not _rmdir(group):
+        await _kill(group)
+
+
+def _rmdir(group: Path) -> bool:
+    """Whether the group is gone; false while it has processes."""
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY or not _processes(group):
+            raise
+        return False
+    return True
+
+
+async def _kill(group: Path) -> None:
+    for pid in _processes(group):
+        process = identify(pid)
+        handle = PidFd.open(process) if process else None
+        if handle is None:
+            continue
+        with handle:
+            handle.send(signal.SIGKILL)
+            try:
+                async with asyncio.timeout(_KILL_TIMEOUT_S):
+                    await handle.wait()
+            except TimeoutError:
+                raise TimedOut(f"the end of process {pid} in {group}", _KILL_TIMEOUT_S) from None
+
+
+def _processes(group: Path) -> list[int]:
+    with suppress(OSError):
+        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
+    return []

@@ -1,0 +1,131 @@
+"""Starting other programs: argv lists only, nothing inherited but what is named, no wait that polls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlayer_driver.errors import TimedOut
+from zlayer_driver.host.pidfd import PidFd
+
+_CHUNK = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """``status`` is the exit code, or the negative signal number. Output beyond the limit was read and dropped."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class _Drain:
+    """Reads a pipe into memory up to a limit, and past it into nothing, so that the writer never blocks."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reader, False)
+        self.data = bytearray()
+        self._left = limit_bytes
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.reader, self.take)
+
+    def take(self) -> None:
+        """All that is in the pipe now."""
+        while True:
+            try:
+                chunk = os.read(self.reader, _CHUNK)
+            except BlockingIOError:
+                return
+            if not chunk:
+                self._loop.remove_reader(self.reader)
+                return
+            self.data += chunk[: self._left]
+            self._left = max(0, self._left - len(chunk))
+
+    def close_writer(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def close(self) -> None:
+        self._loop.remove_reader(self.reader)
+        os.close(self.reader)
+        self.close_writer()
+
+
+@contextmanager
+def _drain(limit_bytes: int) -> Iterator[_Drain]:
+    drain = _Drain(limit_bytes)
+    try:
+        yield drain
+    finally:
+        drain.close()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, with the three streams and ``pass_fds`` and no other fd of ours. The caller reaps it by `reap`."""
+    return subprocess.Popen(
+        list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=tuple(pass_fds), start_new_session=True
+    )
+
+
+async def reap(child: subprocess.Popen[bytes]) -> int:
+    """The child's return code, as `subprocess` gives it. When cancelled, the child is killed and reaped first."""
+    with PidFd(os.pidfd_open(child.pid)) as pidfd:
+        try:
+            await pidfd.wait()
+        finally:
+            if not pidfd.ended():
+                child.kill()
+            status = child.wait()  # returns at once: it has ended, or SIGKILL is on its way
+    return status
+
+
+async def capture(
+    argv: Sequence[str], *, timeout_s: float = 0.0, limit_bytes: int = 1 << 20, env: Mapping[str, str] | None = None
+) -> Completed:
+    """Runs a program to its end and gives what it wrote. ``timeout_s`` 0 is no limit; `TimedOut` else, the program killed.
+
+    The end is the program's own: a child of it that keeps the pipes open is not waited for.
+    """
+    with _drain(limit_bytes) as out, _drain(limit_bytes) as err:
+        child = spawn(argv, stdout=out.writer, stderr=err.writer, env=env)
+        out.close_writer()
+        err.close_writer()
+        try:
+            async with asyncio.timeout(timeout_s or None):
+                status = await reap(child)
+        except TimeoutError:
+            raise TimedOut(Path(argv[0]).name, timeout_s) from None
+        out.take()
+        err.take()
+        return Completed(status, bytes(out.data), bytes(err.data))
+
+
+def command_lines() -> Iterator[tuple[int, list[bytes]]]:
+    """Pid and argv of every process of this pid namespace that has one; what runs in a container is left out."""
+    ours = Path("/proc/self/ns/pid").readlink()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            argv = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
+            if argv and (entry / "ns/pid").readlink() == ours:
+                yield int(entry.name), argv
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
