@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from zlayer_driver.errors import InvalidSpec
 
@@ -62,6 +62,15 @@ class PullSource(StrEnum):
 class Platform:
     os: OS | None = None
     arch: str | None = None
+
+
+class Reference(NamedTuple):
+    """An image reference in its parts; ``tag`` is ``latest`` where the text had neither tag nor digest."""
+
+    registry: str
+    repository: str
+    tag: str | None
+    digest: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,42 @@
+"""Image references, cache keys and local image facts: the compiled implementation, or its plain Python twin where it is not built."""
+
+from __future__ import annotations
+
+try:
+    from zlayer_driver._fastpath import (
+        BlobCache,
+        cache_keys,
+        canonical,
+        canonical_many,
+        image_facts,
+        parse,
+        sanitize,
+        sanitize_many,
+    )
+
+    IMPLEMENTATION = "compiled"
+except ImportError:
+    from zlayer_driver._fastpath_py import (  # type: ignore[assignment]  # same interface, another class
+        BlobCache,
+        cache_keys,
+        canonical,
+        canonical_many,
+        image_facts,
+        parse,
+        sanitize,
+        sanitize_many,
+    )
+
+    IMPLEMENTATION = "python"
+
+__all__ = [
+    "IMPLEMENTATION",
+    "BlobCache",
+    "cache_keys",
+    "canonical",
+    "canonical_many",
+    "image_facts",
+    "parse",
+    "sanitize",
+    "sanitize_many",
+]
