@@ -12,7 +12,9 @@ from tests.host.oci_lab import OneImage, remains
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> OneImage:
-    return OneImage(tmp_path_factory.mktemp("layers"))
+    images = OneImage(tmp_path_factory.mktemp("layers"))
+    images.fill()
+    return images
 
 
 @pytest.fixture

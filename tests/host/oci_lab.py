@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zlayer_driver.backends.oci import OciBackend
 from zlayer_driver.backends.oci_bundle import Bundle, container_id
@@ -25,8 +26,13 @@ APPLETS = ("sh", "sleep", "cat", "ls", "true", "id", "env", "pwd", "mount", "awk
 class OneImage:
     """An image store with one image, whose layers lie below ``root``."""
 
-    def __init__(self, root: Path, config: ImageConfig | None = None) -> None:
-        base, top = root / "base", root / "top"
+    def __init__(self, root: Path, **config: Any) -> None:
+        self.root = root
+        shown = ImageConfig(**{"os": "linux", "arch": "amd64", "diff_ids": (), "cmd": ("/bin/sh",), "env": ("PATH=/bin",)} | config)
+        self.image = Image(IMAGE, "sha256:" + "0" * 64, shown, (root / "base", root / "top"), 0)
+
+    def fill(self) -> None:
+        base, top = self.image.layers
         for directory in ("bin", "etc", "tmp", "proc", "dev", "sys"):
             (base / directory).mkdir(parents=True)
         shutil.copy2("/bin/busybox", base / "bin/busybox")
@@ -36,8 +42,6 @@ class OneImage:
         (base / "etc/group").write_text("root:x:0:\nworkers:x:1001:\naudio:x:29:worker\nlogs:x:30:someone,worker\n")
         (top / "srv").mkdir(parents=True)
         (top / "srv/mark").write_text("upper layer\n")
-        config = config or ImageConfig(os="linux", arch="amd64", diff_ids=(), cmd=("/bin/sh",), env=("PATH=/bin",))
-        self.image = Image(IMAGE, "sha256:" + "0" * 64, config, (base, top), 0)
 
     def get(self, image: str) -> Image:
         if image != IMAGE:

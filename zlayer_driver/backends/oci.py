@@ -15,7 +15,7 @@ from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_exec import execute
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
-from zlayer_driver.errors import ConfigError, CreateFailed, NotFound, Unsupported
+from zlayer_driver.errors import ConfigError, NotFound, Unsupported
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
@@ -29,6 +29,7 @@ from zlayer_driver.model import (
     Health,
     ImageRecord,
     PullPolicy,
+    PullSource,
     Report,
     TaskSpec,
 )
@@ -97,13 +98,10 @@ class OciBackend:
         making = Making(self._root, bundle, spec, image, runtime)
         while True:
             async with bundle.locked(create=True):
-                if spec.id in self._containers:
-                    raise CreateFailed(bundle.id, "this task has a container already", hint="destroy it first")
-                container = await (make_container(making, self._steps) if bundle.is_empty() else self._left_by_another(bundle))
-                if container is not None:
-                    self._containers[spec.id] = container
-                    return container.record.data()
-            # What was left is gone, and our lock with it.
+                container = await self._claim(making)
+            if container is not None:
+                self._containers[spec.id] = container
+                return container.record.data()
 
     async def recover(self, handle: Handle) -> None:
         self._watched(handle)
@@ -125,8 +123,7 @@ class OciBackend:
         async with bundle.locked() as exists:
             if exists:
                 await self._remove(handle.task_id, bundle)
-        if container := self._containers.pop(handle.task_id, None):
-            container.close()
+        self._forget(handle.task_id)
 
     async def sweep(self) -> None:
         """Finishes what a killed predecessor left half made or half removed, and touches nothing else."""
@@ -151,8 +148,16 @@ class OciBackend:
         runtime = Runtime(container.record.runtime)
         return await execute(self._root, container.bundle, runtime, argv, timeout_s=timeout_s, options=options or ExecOptions())
 
-    async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> None:
-        await self._store.pull(image, policy=policy, auth=auth, report=report)
+    async def pull(
+        self,
+        image: str,
+        *,
+        policy: PullPolicy,
+        auth: Auth | None,
+        report: Report | None = None,
+        source: PullSource = PullSource.LOCAL_FIRST,
+    ) -> None:
+        await self._store.pull(image, policy=PullPolicy.NEVER if source is PullSource.LOCAL_ONLY else policy, auth=auth, report=report)
 
     async def list_images(self) -> Sequence[ImageRecord]:
         return await asyncio.to_thread(self._store.list)
@@ -165,8 +170,7 @@ class OciBackend:
         if handle.task_id in self._containers:
             return self._containers[handle.task_id]
         bundle = self._bundle(handle.task_id)
-        record = Record.load(handle.data)
-        if not bundle.complete or bundle.record() != record:
+        if not bundle.complete or bundle.record() != (record := Record.load(handle.data)):
             raise NotFound(handle.task_id, "this node has no container of it")
         container = Container(bundle, record)
         if not container.is_there:
@@ -175,34 +179,42 @@ class OciBackend:
         self._containers[handle.task_id] = container
         return container
 
-    async def _left_by_another(self, bundle: Bundle) -> Container | None:
-        """The container that a killed instance has started; what it left half made or half removed goes now.
+    async def _claim(self, making: Making) -> Container | None:
+        """The container of a start; ``None`` if another was in the way: it is gone now, and the lock that the caller holds with it."""
+        task_id, bundle = making.task.id, making.bundle
+        if bundle.is_empty():
+            return await make_container(making, self._steps)
+        if task_id in self._containers:
+            await self._remove(task_id, bundle)
+            self._forget(task_id)
+            return None
+        return await self._left_by_another(bundle, making.digest)
+
+    async def _left_by_another(self, bundle: Bundle, digest: str | None = None) -> Container | None:
+        """The container that a killed instance has started (for this very spec, if one is named); anything else of it is removed.
 
         The caller holds the lock, so that instance is dead. Its runtime command may still be at work: only once that is over can be
-        told whether the container ever ran, and a container that ran is never run again.
+        told whether the container ever ran, and a container that ran is never run again for the same spec.
         """
         record = None if bundle.destroying.exists() else bundle.record()
-        if record is not None and not bundle.started.exists():
-            await self._settle(bundle, record)
-            if await self._never_ran(bundle, record):
-                record = None
-            else:
-                bundle.started.touch()
-        if record is not None:
+        if record is not None and digest in (None, record.spec) and await self._ran(bundle, record):
             return Container(bundle, record)
         await remove(self._root, bundle, self._steps)
         return None
 
-    async def _settle(self, bundle: Bundle, record: Record) -> None:
+    async def _ran(self, bundle: Bundle, record: Record) -> bool:
+        if bundle.started.exists():
+            return True
         for pid in strays(self._root, bundle):
             process = identify(pid)
             pidfd = PidFd.open(process) if process and process != record.supervisor else None
             if pidfd is not None:
                 with pidfd:
                     await pidfd.wait()
-
-    async def _never_ran(self, bundle: Bundle, record: Record) -> bool:
-        return record.boot != boot_id() or await Runtime(record.runtime).state(self._root, bundle.id) == "created"
+        if record.boot != boot_id() or await Runtime(record.runtime).state(self._root, bundle.id) == "created":
+            return False
+        bundle.started.touch()
+        return True
 
     async def _remove(self, task_id: str, bundle: Bundle) -> None:
         bundle.destroying.touch()
@@ -210,3 +222,7 @@ class OciBackend:
         if container is not None:
             await container.kill()
         await remove(self._root, bundle, self._steps)
+
+    def _forget(self, task_id: str) -> None:
+        if container := self._containers.pop(task_id, None):
+            container.close()

@@ -43,6 +43,7 @@ async def create(bundle: Bundle, runtime: str, runtime_args: tuple[str, ...], en
                 stderr=ends.stderr,
                 env={"PATH": os.environ.get("PATH", os.defpath), "_OCI_SYNCPIPE": str(writer)},
                 pass_fds=(writer, *ends.spares),
+                cwd=bundle.dir,  # where it leaves its own notes
             )
         finally:
             os.close(writer)

@@ -7,9 +7,11 @@ killed at any moment, has left.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import json
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,12 @@ class Making:
     def log(self) -> Path:
         return self.bundle.dir / "runtime.log"
 
+    @property
+    def digest(self) -> str:
+        """Of the spec; the same for the same spec in any process. Credentials are no part of what a container is."""
+        fields = {field.name: getattr(self.task, field.name) for field in dataclasses.fields(self.task) if field.name != "auth"}
+        return hashlib.sha256(json.dumps(fields, default=_plain, sort_keys=True).encode()).hexdigest()
+
     def close(self) -> None:
         if self.container is not None:
             self.container.close()
@@ -60,6 +68,10 @@ class Step:
     name: str
     do: Callable[[Making], Awaitable[None]]
     undo: Callable[[Path, Bundle], Coroutine[Any, Any, None]]
+
+
+def _plain(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else dataclasses.asdict(value)  # type: ignore[call-overload] # a spec has nothing else
 
 
 async def make_container(making: Making, steps: tuple[Step, ...]) -> Container:
@@ -159,7 +171,7 @@ async def _create(making: Making) -> None:
             raise CreateFailed(bundle.id, _sentence(told, making), recoverable=error.recoverable) from error
         raise
     stop_signal = making.image.config.stop_signal
-    record = Record(runtime.path, boot_id(), made.init, made.supervisor, stop_signal)
+    record = Record(runtime.path, boot_id(), made.init, made.supervisor, stop_signal, making.digest)
     making.container = Container(bundle, record)
     bundle.write_record(record)
 

@@ -77,10 +77,11 @@ def spawn(
     stderr: int = subprocess.DEVNULL,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """A child in a session of its own, with the three streams and ``pass_fds`` and no other fd of ours. The caller reaps it by `reap`."""
     return subprocess.Popen(
-        list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=tuple(pass_fds), start_new_session=True
+        list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=tuple(pass_fds), cwd=cwd, start_new_session=True
     )
 
 

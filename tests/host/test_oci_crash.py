@@ -1,0 +1,129 @@
+"""The driver dies, or a step fails, at any moment: nothing is left behind, and no task is run twice."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.host.oci_lab import OneImage, backend, handle, remains, shell
+from zlayer_driver.backends.oci_steps import STEPS, Making, Step
+from zlayer_driver.errors import StartFailed
+from zlayer_driver.host.processes import reap, spawn
+from zlayer_driver.model import Exit, Mount, TaskSpec
+
+pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
+
+NAMES = [step.name for step in STEPS]
+
+
+def replaced(name: str, do: object) -> tuple[Step, ...]:
+    return tuple(dataclasses.replace(step, do=do) if step.name == name else step for step in STEPS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["instead", "after"])
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_step_that_fails_leaves_nothing(root: Path, images: OneImage, name: str, after: bool) -> None:
+    step = STEPS[NAMES.index(name)]
+
+    async def fail(making: Making) -> None:
+        if after:
+            await step.do(making)
+        raise StartFailed(making.bundle.id, "as the test asks")
+
+    with pytest.raises(StartFailed, match="as the test asks"):
+        await backend(root, images, steps=replaced(name, fail)).start(shell("one", "exec sleep 1000"))
+    assert remains(root) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_start_that_is_cancelled_leaves_nothing(root: Path, images: OneImage, name: str) -> None:
+    step, begun = STEPS[NAMES.index(name)], asyncio.Event()
+
+    async def block(making: Making) -> None:
+        await step.do(making)
+        begun.set()
+        await asyncio.Event().wait()
+
+    start = asyncio.create_task(backend(root, images, steps=replaced(name, block)).start(shell("one", "exec sleep 1000")))
+    await begun.wait()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert remains(root) == []
+
+
+DRIVER = """
+import asyncio, os, sys
+from pathlib import Path
+from tests.host import test_oci_crash
+asyncio.run(test_oci_crash.drive(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+"""
+
+
+async def drive(root: Path, layers: Path, stop_in: str, gate: int) -> None:
+    """The driver that is killed: starts a task up to a step, says so, and waits for its death with the step done."""
+
+    def halting(step: Step) -> Step:
+        async def do(making: Making) -> None:
+            await step.do(making)
+            os.write(gate, b".")
+            await asyncio.Event().wait()
+
+        return dataclasses.replace(step, do=do) if step.name == stop_in else step
+
+    oci = backend(root, OneImage(layers), steps=tuple(map(halting, STEPS)))
+    await oci.start(counting(root))
+    os.write(gate, b".")
+    await asyncio.Event().wait()
+
+
+def counting(root: Path) -> TaskSpec:
+    """A task that leaves a line for each time that it runs, and then runs on."""
+    return shell("one", "echo ran >> /host/runs; exec sleep 1000", mounts=(Mount(source=str(root), target="/host"),))
+
+
+def runs(root: Path) -> int:
+    return (root / "runs").read_text().count("ran") if (root / "runs").exists() else 0
+
+
+async def killed_driver(root: Path, layers: Path, stop_in: str) -> None:
+    reader, writer = os.pipe()
+    child = spawn(
+        [sys.executable, "-c", DRIVER, str(root), str(layers), stop_in, str(writer)],
+        stderr=subprocess.DEVNULL,
+        pass_fds=(writer,),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(writer)
+    assert await asyncio.to_thread(os.read, reader, 1) == b"."
+    os.close(reader)
+    child.kill()
+    assert await reap(child) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", [*NAMES, "none"])
+async def test_a_repeated_start_after_a_kill_runs_the_task_once(root: Path, images: OneImage, name: str) -> None:
+    await killed_driver(root, images.root, name)
+    oci = backend(root, images)
+    task = handle("one", await oci.start(counting(root)))
+    await oci.signal(task, "KILL")
+    assert await oci.wait(task) == Exit(137, 9)
+    assert runs(root) <= 1
+    await oci.destroy(task)
+    assert remains(root) == []
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+async def test_a_sweep_takes_what_is_half_made(root: Path, images: OneImage, name: str) -> None:
+    await killed_driver(root, images.root, name)
+    assert remains(root) != []
+    await backend(root, images).sweep()
+    assert remains(root) == []
+    assert runs(root) == 0
