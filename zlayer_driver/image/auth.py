@@ -1,0 +1,84 @@
+"""Logging in to a registry: HTTP basic authentication, and the token flow of the distribution project's auth specification."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from zlayer_driver.errors import PullFailed
+from zlayer_driver.image.values import MIB
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from zlayer_driver.image.registry import Client
+    from zlayer_driver.model import Auth
+
+_CHALLENGE = re.compile(r"\s*(basic|bearer)\b(.*)", re.IGNORECASE | re.DOTALL)
+_PARAMETER = re.compile(r'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^",\s]+))')
+_TOKEN_BYTES = MIB
+
+
+class Login:
+    """What authenticates requests to one repository, once the registry has asked for it."""
+
+    def __init__(self, client: Client, auth: Auth | None, repository: str, *, plain: bool) -> None:
+        self.headers: dict[str, str] = {}
+        self._client = client
+        self._auth = auth
+        self._repository = repository
+        self._plain = plain
+
+    async def answer(self, refusal: httpx2.Response) -> bool:
+        """Fills `headers` as a 401 asks; false where there is nothing to answer with."""
+        for challenge in refusal.headers.get_list("www-authenticate"):
+            match = _CHALLENGE.match(challenge)
+            if match is None:
+                continue
+            if match[1].lower() == "bearer":
+                parameters = {name.lower(): quoted or bare for name, quoted, bare in _PARAMETER.findall(match[2])}
+                self.headers = {"Authorization": f"Bearer {await self._token(parameters)}"}
+                return True
+            if self._auth is not None:
+                self.headers = {"Authorization": _basic(self._auth)}
+                return True
+        return False
+
+    async def _token(self, parameters: Mapping[str, str]) -> str:
+        realm = parameters.get("realm", "")
+        if not realm.startswith("https://") and not (self._plain and realm.startswith("http://")):
+            raise PullFailed(self._repository, f"the registry sends its clients to {realm[:200]!r} for a token, which is not secure")
+        query = {"scope": f"repository:{self._repository}:pull"} | {
+            key: value for key, value in parameters.items() if key in {"service", "scope"}
+        }
+        headers = {} if self._auth is None else {"Authorization": _basic(self._auth)}
+        raw = bytearray()
+        async with self._client.http.stream("GET", realm, params=query, headers=headers) as answer:
+            async for piece in answer.aiter_bytes():
+                raw += piece
+                if len(raw) > _TOKEN_BYTES:
+                    raise PullFailed(self._repository, f"the token server sends more than {_TOKEN_BYTES} bytes")
+        if answer.status_code != 200:
+            raise PullFailed(
+                self._repository,
+                f"the token server answers {answer.status_code}",
+                hint="check that the image exists and the credentials for it",
+            )
+        return self._read_token(bytes(raw))
+
+    def _read_token(self, raw: bytes) -> str:
+        try:
+            doc = json.loads(raw)
+            token = doc.get("token") or doc["access_token"]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise PullFailed(self._repository, "the token server sends no token") from error
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise PullFailed(self._repository, "the token server sends no proper token")
+        return token
+
+
+def _basic(auth: Auth) -> str:
+    return "Basic " + base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()

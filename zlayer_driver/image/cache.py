@@ -1,0 +1,99 @@
+"""The blob cache that pulls fill: manifests and configs by the keys and in the SQLite schema of ZLayer's blob cache.
+
+Values lie in their rows whatever their size, never in spill files: those are found by names that two keys may share. One transaction
+makes an image present, so a cache never has a manifest without its config.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zlayer_driver.errors import CacheBusy, CacheError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blobs (
+    digest TEXT PRIMARY KEY NOT NULL,
+    data BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    last_accessed INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
+"""
+_PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
+_BUSY_TIMEOUT_S = 30.0
+MANIFEST = "manifest:"
+MANIFEST_DIGEST = "manifest:digest-"
+
+
+class ImageCache:
+    """Opened at first use; calls may come from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+
+    def get(self, key: str) -> bytes | None:
+        with self._transaction() as db:
+            row = db.execute("SELECT data FROM blobs WHERE digest = ?", (key,)).fetchone()
+        return bytes(row[0]) if row is not None and isinstance(row[0], bytes) else None
+
+    def references(self) -> list[str]:
+        """All references that have a manifest, sorted."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT digest FROM blobs WHERE digest >= ? AND digest < ? ORDER BY digest", (MANIFEST, "manifest;")
+            ).fetchall()
+        return [key.removeprefix(MANIFEST) for (key,) in rows if isinstance(key, str) and not key.startswith(MANIFEST_DIGEST)]
+
+    def put_image(self, reference: str, manifest: tuple[str, bytes], config: tuple[str, bytes]) -> None:
+        """Both as (digest, content)."""
+        now = int(time.time())
+        rows = {f"{MANIFEST}{reference}": manifest[1], f"{MANIFEST_DIGEST}{reference}": manifest[0].encode(), config[0]: config[1]}
+        with self._transaction(write=True) as db:
+            db.executemany(_PUT, [(key, data, len(data), now, now) for key, data in rows.items()])
+
+    def remove_image(self, reference: str, blobs: Iterable[str]) -> None:
+        """Also ``blobs``, digests that no other image needs."""
+        keys = [f"{MANIFEST}{reference}", f"{MANIFEST_DIGEST}{reference}", *blobs]
+        with self._transaction(write=True) as db:
+            db.executemany("DELETE FROM blobs WHERE digest = ?", [(key,) for key in keys])
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db = self._db or self._connect()
+                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                with self._db:
+                    yield self._db
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+                raise (CacheBusy if busy else CacheError)(str(self.path), str(error)) from error
+            except sqlite3.DatabaseError as error:
+                raise CacheError(str(self.path), str(error)) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection in WAL mode, as ZLayer's own, so that readers and a writer do not wait for each other."""
+        db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db

@@ -1,0 +1,217 @@
+"""The directory of unpacked layers, safe against crashes and shared by processes.
+
+::
+
+    ROOT/lock       shared by whoever adds or mounts layers, exclusive for whoever collects them
+    ROOT/l/ID       a complete layer directory; it comes into being by a rename, and never changes
+    ROOT/t/NAME     a layer in the making; its maker holds a lock on the directory, so one without a lock is a dead maker's
+
+A layer's ID is made from its diff_id, and tells one that lists its root directory from one that does not. If it has other *implied*
+directories (see `unpack`), their mode and owner depend on the layers below, and the ID is made from those too.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from zlayer_driver.image.tree import OPAQUE, Parts, is_whiteout
+from zlayer_driver.image.unpack import Unpacked
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_ID_CHARS = 26  # base32 characters: 130 bits, and short enough for hundreds of layers in one mount's options
+
+
+def _layer_id(kind: str, digests: Sequence[str]) -> str:
+    seen = hashlib.sha256("\n".join((kind, *digests)).encode()).digest()
+    return base64.b32encode(seen).decode().lower()[:_ID_CHARS]
+
+
+class LayerStore:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._made = root / "l"
+        self._making = root / "t"
+
+    def open(self) -> None:
+        """Makes the directories, closed to other users: layers have setuid files that must not be run from here."""
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for directory in (self._made, self._making):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def has(self, diff_ids: Sequence[str]) -> bool:
+        """Whether the uppermost of these layers (bottom first) is probably here; `find_all` knows once those below it are."""
+        return any(path.is_dir() for path in self._paths(diff_ids))
+
+    def find_all(self, diff_ids: Sequence[str]) -> tuple[Path, ...] | None:
+        """The directories of an image, bottom first, or ``None`` if one is missing. Those below an opaque root are left out."""
+        found: list[Path] = []
+        for count in range(1, len(diff_ids) + 1):
+            listed, bare, chained = self._paths(diff_ids[:count])
+            candidates = (listed, bare, chained) if _has_plain_root(found) else (listed, chained)
+            path = next((path for path in candidates if path.is_dir()), None)
+            if path is None:
+                return None
+            if is_opaque(path):
+                found.clear()
+            found.append(path)
+        return tuple(found)
+
+    def _paths(self, diff_ids: Sequence[str]) -> tuple[Path, Path, Path]:
+        names = _layer_id("layer", diff_ids[-1:]), _layer_id("bare", diff_ids[-1:]), _layer_id("chain", diff_ids)
+        return self._made / names[0], self._made / names[1], self._made / names[2]
+
+    @contextmanager
+    def making(self) -> Iterator[Path]:
+        """An empty directory to unpack into, removed at the end unless `keep` has taken it."""
+        path, fd = self._make()
+        try:
+            yield path
+        finally:
+            if path.exists():
+                shutil.rmtree(path)
+            os.close(fd)
+
+    def _make(self) -> tuple[Path, int]:
+        """A new locked directory; a collector that comes between its making and its locking may take it, so then another."""
+        while True:
+            path = self._making / os.urandom(8).hex()
+            path.mkdir(mode=0o755)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.stat()
+            except (BlockingIOError, FileNotFoundError):
+                os.close(fd)
+                continue
+            return path, fd
+
+    def keep(self, made: Path, unpacked: Unpacked, diff_ids: Sequence[str]) -> bool:
+        """Makes an unpacked layer one of the store's; false, and nothing done, if it needs to know the layers below and they are not here yet."""
+        listed, bare, chained = self._paths(diff_ids)
+        below = self.find_all(diff_ids[:-1])
+        if not unpacked.implied:
+            target = listed
+        elif unpacked.implied == ((),) and (below is None or _has_plain_root(below)):
+            target = bare
+        elif below is None:
+            return False
+        else:
+            target = chained
+            for parts in unpacked.implied:
+                adopt(made, parts, below)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, and its layer is as good
+                raise
+        return True
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While held, no layer is collected, in any process."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    def collect(self, needed: Callable[[], Collection[Path]]) -> int:
+        """Removes layers that no image needs and no mount uses, and what dead makers left; the count of removed layers.
+
+        Does nothing while a pull or `hold` is under way, here or in another process.
+        """
+        self._collect_unfinished()
+        with ExitStack() as graves:  # emptied after the lock is free: a half-removed layer must not be found by its name
+            try:
+                with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    gone = self._unneeded(needed())
+                    for path in gone:
+                        path.rename(graves.enter_context(self.making()))
+            except BlockingIOError:
+                return 0
+        return len(gone)
+
+    def _unneeded(self, needed: Collection[Path]) -> list[Path]:
+        mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
+        return [path for path in self._made.iterdir() if path not in needed and path.name not in mounts]
+
+    def _collect_unfinished(self) -> None:
+        for path in self._making.iterdir():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, how)
+            yield
+        finally:
+            os.close(fd)
+
+
+def is_opaque(directory: Path) -> bool:
+    try:
+        return os.getxattr(directory, OPAQUE) == b"y"
+    except OSError:  # not set, or a file system without it
+        return False
+
+
+def _has_plain_root(below: Sequence[Path]) -> bool:
+    """Whether the root directory that layers show is as it would be without them."""
+    if not below:
+        return True
+    info = below[-1].stat()
+    return (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o755, 0, 0)
+
+
+def adopt(layer: Path, parts: Parts, below: Sequence[Path]) -> None:
+    """Gives an implied directory what the layers below say of it."""
+    mine = Path(os.fsdecode(os.path.join(os.fsencode(layer), *parts)))  # noqa: PTH118 # parts are bytes
+    lower = None if is_opaque(mine) else lower_directory(parts, below)
+    if lower is None:
+        return
+    info = lower.stat()
+    os.chown(mine, info.st_uid, info.st_gid)
+    for name in os.listxattr(lower):
+        if name != OPAQUE:
+            os.setxattr(mine, name, os.getxattr(lower, name))
+    mine.chmod(stat.S_IMODE(info.st_mode))
+    os.utime(mine, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def lower_directory(parts: Parts, below: Sequence[Path]) -> Path | None:
+    """The uppermost directory that layers (bottom first) show at a path, if that is what they show."""
+    for layer in reversed(below):
+        path, hidden = layer, False
+        for part in parts:
+            path /= os.fsdecode(part)
+            try:
+                info = path.lstat()
+            except FileNotFoundError:
+                break
+            if not stat.S_ISDIR(info.st_mode) or is_whiteout(info):
+                return None
+            hidden = hidden or is_opaque(path)
+        else:
+            return path
+        if hidden:
+            return None
+    return None

@@ -1,0 +1,210 @@
+"""The images of one state directory: pulled, imported, listed, removed, and handed to backends as stacks of layer directories.
+
+Several processes may use one directory, and any of them may be killed at any moment: layers and records come into being atomically, and
+what a dead process left is collected when the store is next opened (see `layers` and `cache`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlayer_driver import fastpath
+from zlayer_driver.errors import NotFound, PullFailed
+from zlayer_driver.image.cache import MANIFEST, ImageCache
+from zlayer_driver.image.layers import LayerStore
+from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
+from zlayer_driver.image.pull import Puller, Wanted
+from zlayer_driver.image.registry import Client
+from zlayer_driver.image.stream import digest_of
+from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest
+from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
+
+__all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
+
+
+_Reports = list[Report]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A pull under way and those who wait for it."""
+
+    task: asyncio.Task[None]
+    reports: _Reports
+    waiters: int = 0
+
+
+class ImageStore:
+    """``runtime`` names the store's user in `WrongPlatform`; ``os`` and ``arch`` are what it can run, by OCI names.
+
+    The directory is made and swept at first use, not when the store is built.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        insecure: Collection[str] = (),
+        os: str = "linux",
+        arch: str = "",
+        runtime: str = "oci",
+        limits: Limits | None = None,
+        allow_devices: bool = False,
+    ) -> None:
+        self.cache_path = root / "blobs.sqlite"
+        self._limits = limits or Limits()
+        self._layers = LayerStore(root)
+        self._cache = ImageCache(self.cache_path)
+        self._client = Client(insecure=insecure)
+        self._puller = Puller(
+            self._layers, self._cache, Wanted(os, arch or host_arch(), runtime), self._limits, allow_devices=allow_devices
+        )
+        self._flights: dict[tuple[str, Auth | None], _Flight] = {}
+        self._opened = False
+
+    async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> Image:
+        """The image, from here or from its registry as ``policy`` says. Pulls of one image share one download."""
+        reference = fastpath.canonical(image)
+        self._open()
+        if policy is not PullPolicy.ALWAYS:
+            try:
+                return self.get(reference)
+            except NotFound:
+                if policy is PullPolicy.NEVER:
+                    raise
+        parsed = fastpath.parse(image)
+        source = self._client.repository(parsed, auth)
+        await self._join((reference, auth), lambda tell: self._puller.pull(source, reference, tell), report)
+        return self.get(reference)
+
+    def get(self, image: str) -> Image:
+        """An image that is whole and here; `NotFound` else."""
+        reference = fastpath.canonical(image)
+        self._open()
+        raw = self._cache.get(f"{MANIFEST}{reference}")
+        if raw is None:
+            raise NotFound(reference, "this node does not have the image", hint="pull it")
+        try:
+            manifest = parse_manifest(raw)
+            config_raw = self._cache.get(manifest.config.digest) if isinstance(manifest, Manifest) else None
+            if not isinstance(manifest, Manifest) or config_raw is None or digest_of(config_raw) != manifest.config.digest:
+                raise NotFound(reference, "its record in the blob cache is not whole", hint="pull it again")
+            config = parse_config(config_raw)
+        except Malformed as error:
+            raise NotFound(reference, f"its record in the blob cache is damaged: {error}", hint="pull it again") from error
+        layers = self._layers.find_all(config.diff_ids)
+        if layers is None:
+            raise NotFound(reference, "only its manifest is here, not all its layers", hint="pull it")
+        size = len(raw) + manifest.config.size + sum(layer.size for layer in manifest.layers)
+        return Image(reference, digest_of(raw), config, layers, size)
+
+    def list(self) -> list[ImageRecord]:
+        """The images that `get` has, sorted by reference."""
+        return [ImageRecord(image.reference, image.digest, image.size_bytes) for image in self._images()]
+
+    def hold(self) -> AbstractContextManager[None]:
+        """While held, no layer is removed: for the time between `get` and a mount. Mounted layers are safe by themselves."""
+        self._open()
+        return self._layers.hold()
+
+    async def remove(self, image: str) -> None:
+        """Forgets an image, and deletes what only it needed; layers that are mounted stay until the next `prune`."""
+        reference = fastpath.canonical(image)
+        self._open()
+        await asyncio.to_thread(self._remove, reference)
+        await self.prune()
+
+    async def prune(self) -> int:
+        """Deletes layers that no image needs, unless they are mounted or a pull is under way; how many it deleted."""
+        self._open()
+        return await asyncio.to_thread(self._layers.collect, self._needed)
+
+    async def close(self) -> None:
+        """Ends pulls that are under way."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+        self._puller.close()
+        self._cache.close()
+
+    def _open(self) -> None:
+        if not self._opened:
+            self._layers.open()
+            self._opened = True
+
+    def _images(self) -> Iterator[Image]:
+        self._open()
+        for reference in self._cache.references():
+            try:
+                yield self.get(reference)
+            except NotFound:
+                continue  # known by its manifest only, as images for other platforms are
+
+    def _needed(self) -> set[Path]:
+        return {layer for image in self._images() for layer in image.layers}
+
+    def _remove(self, reference: str) -> None:
+        raw = self._cache.get(f"{MANIFEST}{reference}")
+        if raw is None:
+            raise NotFound(reference, "this node does not have the image")
+        others = {self._config_digest(other) for other in self._cache.references() if other != reference}
+        self._cache.remove_image(reference, {self._config_digest(reference)} - others - {""})
+
+    def _config_digest(self, reference: str) -> str:
+        """Of a recorded manifest; empty if it cannot be read."""
+        try:
+            manifest = parse_manifest(self._cache.get(f"{MANIFEST}{reference}") or b"")
+        except Malformed:
+            return ""
+        return manifest.config.digest if isinstance(manifest, Manifest) else ""
+
+    async def _join(self, key: tuple[str, Auth | None], work: Callable[[Report], Awaitable[None]], report: Report | None) -> None:
+        """Waits for the pull of ``key``, which is started if there is none. It ends early only if all its waiters are cancelled."""
+        flight = self._flights.get(key)
+        if flight is None:
+            reports: _Reports = []
+            flight = _Flight(asyncio.create_task(self._fly(key, work, reports)), reports)
+            self._flights[key] = flight
+        flight.waiters += 1
+        if report is not None:
+            flight.reports.append(report)
+        try:
+            await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if report is not None:
+                flight.reports.remove(report)
+            if not flight.waiters and not flight.task.done():
+                flight.task.cancel()
+                await asyncio.gather(flight.task, return_exceptions=True)
+
+    async def _fly(self, key: tuple[str, Auth | None], work: Callable[[Report], Awaitable[None]], reports: _Reports) -> None:
+        def tell(progress: PullProgress) -> None:
+            for report in tuple(reports):
+                report(progress)
+
+        try:
+            with _translated(key[0]):
+                await work(tell)
+        finally:
+            del self._flights[key]
+
+
+@contextmanager
+def _translated(image: str) -> Iterator[None]:
+    """What goes wrong with content or disk, as `PullFailed`."""
+    try:
+        yield
+    except Malformed as error:
+        raise PullFailed(image, str(error)) from error
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "make room in the state directory" if full else ""
+        raise PullFailed(image, f"{error.strerror or error}", hint=hint, recoverable=full) from error

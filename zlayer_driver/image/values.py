@@ -1,0 +1,95 @@
+"""Frozen values of images, and the limits that hostile ones run into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+
+
+class Malformed(ValueError):
+    """Content that no image may have. `ImageStore` turns it into `PullFailed`, which names the image."""
+
+
+def check_digest(text: object) -> str:
+    """``text``, if it is a sha256 digest in its one canonical spelling; it may then name a file."""
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise Malformed(f"{str(text)[:100]!r} is no sha256 digest")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one image may cost at most. The defaults are far above honest images and far below what harms a node.
+
+    ``ratio`` is unpacked over compressed bytes of a layer, asked only beyond ``ratio_free_bytes``.
+    """
+
+    manifest_bytes: int = 4 * MIB
+    config_bytes: int = 8 * MIB
+    layers: int = 500
+    layer_bytes: int = 64 * GIB
+    entries: int = 2_000_000
+    depth: int = 128
+    ratio: int = 500
+    ratio_free_bytes: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A reference to content by digest; ``size`` in bytes. ``os`` and ``arch`` are those of an index entry, empty elsewhere."""
+
+    media_type: str
+    digest: str
+    size: int
+    os: str = ""
+    arch: str = ""
+    variant: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Layers are bottom first."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    entries: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """The parts of the OCI image config that running a container needs. ``diff_ids`` are bottom first; empty text is «not said»."""
+
+    os: str
+    arch: str
+    diff_ids: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    work_dir: str = ""
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    exposed_ports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is ready to run: ``layers`` are overlayfs lower directories, bottom first; ``size_bytes`` is that of its blobs."""
+
+    reference: str
+    digest: str
+    config: ImageConfig
+    layers: tuple[Path, ...]
+    size_bytes: int
