@@ -48,29 +48,32 @@ async def plugin(argv: Sequence[str], env: Mapping[str, str]) -> AsyncIterator[S
     logs: list[dict[str, Any]] = []
     reading = asyncio.create_task(_read_log(process.stderr, logs))
     try:
-        address = await _handshake(process.stdout, reading, logs)
-        yield Started(address, process.pid, process.wait, logs)
+        line = await _first_line(process.stdout)
+        if address := _address(line):
+            yield Started(address, process.pid, process.wait, logs)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
         await reading
+    if not address:
+        said = " ".join(str(entry.get("@message")) for entry in logs[-3:])
+        raise DriverError(f"{argv[0]} is no plugin of this protocol: its first line is {line!r}, its last words are {said!r}")
 
 
-async def _handshake(stdout: asyncio.StreamReader, reading: asyncio.Task[None], logs: list[dict[str, Any]]) -> str:
-    """The socket path out of ``1|2|unix|<path>|grpc|``."""
+async def _first_line(stdout: asyncio.StreamReader) -> bytes:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            line = await stdout.readline()
-            if not line:
-                await reading
+            return await stdout.readline()
     except TimeoutError:
         raise TimedOut("the plugin's start", START_TIMEOUT_S) from None
+
+
+def _address(line: bytes) -> str:
+    """The socket path out of ``1|2|unix|<path>|grpc|``; empty for any other line."""
     fields = line.decode(errors="replace").rstrip("\n").split("|")
-    if fields[:3] != [str(CORE_VERSION), str(APP_VERSION), "unix"] or fields[4:5] != ["grpc"]:
-        said = " ".join(str(entry["@message"]) for entry in logs[-3:])
-        raise DriverError(f"the program is no plugin of this protocol: its first line is {line!r}; its log says {said!r}")
-    return fields[3]
+    fits = fields[:3] == [str(CORE_VERSION), str(APP_VERSION), "unix"] and fields[4:5] == ["grpc"]
+    return fields[3] if fits else ""
 
 
 async def _read_log(stderr: asyncio.StreamReader, logs: list[dict[str, Any]]) -> None:

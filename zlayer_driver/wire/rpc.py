@@ -54,7 +54,7 @@ def _handler(method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMeth
     return build(
         wrap(method.name, call),
         request_deserializer=GetMessageClass(method.input_type).FromString,
-        response_serializer=Message.SerializeToString,
+        response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
 
 
@@ -109,6 +109,6 @@ def _call(channel: grpc.aio.Channel, service: ServiceDescriptor, method: MethodD
     build: Callable[..., Callable[[Any], Any]] = getattr(channel, f"{_arity(method.client_streaming)}_{_arity(method.server_streaming)}")
     return build(
         f"/{service.full_name}/{method.name}",
-        request_serializer=Message.SerializeToString,
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )

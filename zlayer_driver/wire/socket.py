@@ -51,7 +51,7 @@ def sweep(directory: Path) -> None:
     """Removes the sockets of plugins that were killed: those whose process is gone and that refuse a connection."""
     for path in directory.glob(f"{_PREFIX}-*-*.sock"):
         pid = path.name.split("-")[2]
-        if pid.isdecimal() and not _alive(int(pid)) and _refuses(path):
+        if pid.isdecimal() and not _alive(int(pid)) and path.is_socket() and _refuses(path):
             path.unlink(missing_ok=True)
 
 

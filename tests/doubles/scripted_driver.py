@@ -1,0 +1,136 @@
+"""A driver without containers. A task's ``image`` says what happens to it.
+
+``exit:N`` and ``exit:N:SIGNAL`` end at once, ``fail:KIND`` does not start, ``hold`` runs until it is stopped, and ``child`` does too but
+leaves a real process behind that inherits whatever this one lets it. Run as a program, it is a plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from zlayer_driver.config import PluginConfig
+from zlayer_driver.errors import DriverError, InvalidSpec, NotFound, PullFailed, RouteToPeer, StartFailed
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, Target, TaskEvent, TaskRequest, TaskState, TaskStatus
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
+FAILURES: dict[str, DriverError] = {
+    "spec": InvalidSpec("the task cannot be run", hint="change it"),
+    "start": StartFailed("c1", "the runtime said no\nin two lines"),
+    "pull": PullFailed("alpine:3", "the registry is away", recoverable=True),
+    "peer": RouteToPeer("web", "windows", "no such container here"),
+    "long": StartFailed("c1", "x" * 100_000),
+}
+
+
+@dataclass
+class Task:
+    name: str
+    image: str
+    ended: asyncio.Future[Exit] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class ScriptedDriver:
+    name = "zlayer"
+    version = "0.1.0"
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.requests: list[TaskRequest] = []
+        self.configs: list[tuple[PluginConfig, bool]] = []
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.told: asyncio.Queue[TaskEvent] = asyncio.Queue()
+        self.ended = asyncio.Event()
+
+    async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
+        self.configs.append((config, validate_only))
+
+    async def init(self) -> None:
+        logging.getLogger("zlayer_driver.scripted").info("ready", extra={"tasks": 0})
+
+    async def fingerprints(self) -> AsyncIterator[Fingerprint]:
+        yield Fingerprint(
+            Health.HEALTHY, "all well", {"driver.zlayer.version": self.version, "driver.zlayer.targets": 4, "driver.zlayer.kvm": False}
+        )
+        await self.ended.wait()
+
+    async def start_task(self, request: TaskRequest) -> Handle:
+        self.requests.append(request)
+        image = str(request.config.get("image"))
+        await self.told.put(TaskEvent(request.id, request.alloc_id, request.name, f"Downloading image {image}", AT, {"image": image}))
+        kind, _, what = image.partition(":")
+        if kind == "fail":
+            raise FAILURES[what]
+        if kind == "bug":
+            raise ZeroDivisionError("secret of the house")
+        self._run(request.id, request.name, image)
+        data = {"image": image, "children": [child.pid for child in self.children]}
+        return Handle(request.id, Target.PRIMARY, "scripted", data)
+
+    def _run(self, task_id: str, name: str, image: str) -> None:
+        self.tasks[task_id] = task = Task(name, image)
+        kind, *numbers = image.split(":")
+        if kind == "exit":
+            code, signal = (*map(int, numbers), 0)[:2]
+            task.ended.set_result(Exit(code, signal))
+        if kind == "child":
+            self.children.append(subprocess.Popen(["sleep", "60"]))
+        if kind == "lost":
+            task.ended.set_result(Exit(0, error="the exit code is lost"))
+
+    async def recover_task(self, handle: Handle, request: TaskRequest) -> None:
+        self.requests.append(request)
+        if handle.task_id not in self.tasks:
+            self._run(handle.task_id, request.name, str(handle.data["image"]))
+
+    def _task(self, task_id: str) -> Task:
+        if task_id not in self.tasks:
+            raise NotFound(task_id, "no such task")
+        return self.tasks[task_id]
+
+    async def wait_task(self, task_id: str) -> Exit:
+        return await asyncio.shield(self._task(task_id).ended)
+
+    async def stop_task(self, task_id: str, *, timeout_s: float, signal: str) -> None:
+        del timeout_s
+        ended = self._task(task_id).ended
+        if not ended.done():
+            ended.set_result(Exit(130, 2) if signal == "SIGINT" else Exit(143, 15))
+
+    async def destroy_task(self, task_id: str, *, force: bool) -> None:
+        del force
+        self._task(task_id)
+        del self.tasks[task_id]
+
+    async def inspect_task(self, task_id: str) -> TaskStatus:
+        task = self._task(task_id)
+        if task.ended.done():
+            return TaskStatus(task_id, task.name, TaskState.EXITED, AT, AT, task.ended.result(), {"image": task.image})
+        return TaskStatus(task_id, task.name, TaskState.RUNNING, AT, attributes={"image": task.image})
+
+    async def signal_task(self, task_id: str, signal: str) -> None:
+        if not signal.startswith("SIG"):
+            raise InvalidSpec(f"{signal!r} is no signal", hint="use a name such as SIGHUP")
+        self._task(task_id)
+
+    async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult:
+        self._task(task_id)
+        return ExecResult(Exit(3), " ".join(argv).encode(), f"{timeout_s:g}".encode())
+
+    async def events(self) -> AsyncIterator[TaskEvent]:
+        while True:
+            yield await self.told.get()
+
+    async def shutdown(self) -> None:
+        self.ended.set()
+
+
+if __name__ == "__main__":
+    from zlayer_driver.wire import goplugin
+
+    sys.exit(goplugin.main(ScriptedDriver))

@@ -1,0 +1,37 @@
+"""A plugin's services in this process, on a real unix socket, and the raw calls of a client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.doubles.scripted_driver import ScriptedDriver
+from zlayer_driver.wire import goplugin, rpc
+from zlayer_driver.wire._gen import base_pb2, driver_pb2
+
+
+@dataclass(frozen=True)
+class Wire:
+    under: ScriptedDriver
+    base: rpc.Client
+    driver: rpc.Client
+    channel: grpc.aio.Channel
+
+
+@pytest.fixture
+async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+    services = rpc.Services()
+    under = ScriptedDriver()
+    goplugin.add_driver(services, under)
+    server = grpc.aio.server(handlers=[services], options=rpc.UNLIMITED)
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s", options=rpc.UNLIMITED) as channel:
+        base = rpc.Client(channel, base_pb2.DESCRIPTOR.services_by_name["BasePlugin"])
+        driver = rpc.Client(channel, driver_pb2.DESCRIPTOR.services_by_name["Driver"])
+        yield Wire(under, base, driver, channel)
+    await server.stop(None)
