@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from zlayer_driver.driver import Driver
+from typing import TYPE_CHECKING
+
 from zlayer_driver.wire import goplugin
+
+if TYPE_CHECKING:
+    from zlayer_driver.driver import Driver
 
 
 def serve() -> None:
     """Returns when Nomad has asked the plugin to go."""
-    goplugin.main(Driver)
+    goplugin.main(_driver)
+
+
+def _driver() -> Driver:
+    from zlayer_driver.driver import Driver  # noqa: PLC0415 - made after the handshake line, in the time that the host needs to dial
+
+    return Driver()
