@@ -237,7 +237,7 @@ class Handle:
                     f"task handle has version {doc['v']!r}, and this driver reads {cls.VERSION}", hint="stop and start the task again"
                 )
             return cls(str(doc["task_id"]), Target(doc["target"]), str(doc["backend"]), dict(doc["data"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidSpec(f"task handle is damaged: {error!r}", hint="stop and start the task again") from error
 
 
