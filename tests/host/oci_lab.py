@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class OneImage:
         (base / "etc/group").write_text("root:x:0:\nworkers:x:1001:\naudio:x:29:worker\nlogs:x:30:someone,worker\n")
         (top / "srv").mkdir(parents=True)
         (top / "srv/mark").write_text("upper layer\n")
+
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def get(self, image: str) -> Image:
         if image != IMAGE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,8 @@ def make(context: Context) -> OciBackend:
 
 class Images(Protocol):
     """What it needs of an image store; `zlayer_driver.image.store.ImageStore` has it."""
+
+    def hold(self) -> AbstractContextManager[None]: ...
 
     def get(self, image: str) -> Image: ...
 
@@ -93,15 +96,16 @@ class OciBackend:
 
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
         bundle = self._bundle(spec.id)
-        image = await asyncio.to_thread(self._store.get, spec.image)
         runtime = await self._runtime.select(spec.oci_runtime)
-        making = Making(self._root, bundle, spec, image, runtime)
-        while True:
-            async with bundle.locked(create=True):
-                container = await self._claim(making)
-            if container is not None:
-                self._containers[spec.id] = container
-                return container.record.data()
+        with self._store.hold():
+            image = await asyncio.to_thread(self._store.get, spec.image)
+            making = Making(self._root, bundle, spec, image, runtime)
+            while True:
+                async with bundle.locked(create=True):
+                    container = await self._claim(making)
+                if container is not None:
+                    self._containers[spec.id] = container
+                    return container.record.data()
 
     async def recover(self, handle: Handle) -> None:
         self._watched(handle)
