@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from zlayer_driver import __version__, backends, fastpath
+from zlayer_driver.choice import Request
 from zlayer_driver.cli import place as placing
 from zlayer_driver.cli import run as running
 from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
-from zlayer_driver.composite import Request
 from zlayer_driver.config import PluginConfig, parse
 from zlayer_driver.errors import DriverError
 from zlayer_driver.model import Health, PullPolicy, Target

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import click
 
+from zlayer_driver.choice import NodeShape
 from zlayer_driver.cli.output import command, show_rows
-from zlayer_driver.composite import NodeShape
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import ConfigError
 from zlayer_driver.model import OS, Target

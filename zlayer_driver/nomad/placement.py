@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from pydantic import ConfigDict, Field
 
 from zlayer_driver import fastpath
-from zlayer_driver.composite import NodeShape, Request, choose
+from zlayer_driver.choice import NodeShape, Request, choose
 from zlayer_driver.config import Block, PlatformBlock, StringMap, parse
 from zlayer_driver.errors import DriverError, InvalidSpec
 from zlayer_driver.model import ImageFacts, Isolation, Platform
