@@ -128,7 +128,7 @@ class LayerStore:
 
         Does nothing while a pull or `hold` is under way, here or in another process.
         """
-        self._collect_unfinished()
+        self.sweep()
         with ExitStack() as graves:  # emptied after the lock is free: a half-removed layer must not be found by its name
             try:
                 with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -143,7 +143,8 @@ class LayerStore:
         mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
         return [path for path in self._made.iterdir() if path not in needed and path.name not in mounts]
 
-    def _collect_unfinished(self) -> None:
+    def sweep(self) -> None:
+        """Removes half-made layers whose makers are dead."""
         for path in self._making.iterdir():
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -29,15 +29,15 @@ _NESTED_INDEXES = 3
 class Source(Protocol):
     """Where an image comes from. Its content is trusted by digest only, and nothing that it says of sizes is believed."""
 
-    async def root(self, limits: Limits) -> tuple[bytes, str]:
+    async def root(self, limits: Limits, /) -> tuple[bytes, str]:
         """The manifest or index of the image, and the media type it is said to have (or empty)."""
         ...
 
-    async def content(self, blob: Descriptor) -> bytes:
+    async def content(self, blob: Descriptor, /) -> bytes:
         """A manifest or config, whole, of at most ``blob.size`` bytes."""
         ...
 
-    def pieces(self, blob: Descriptor) -> AsyncGenerator[bytes, None]:
+    def pieces(self, blob: Descriptor, /) -> AsyncGenerator[bytes, None]:
         """A layer's bytes."""
         ...
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from zlayer_driver import fastpath
-from zlayer_driver.errors import NotFound, PullFailed
+from zlayer_driver.errors import ConfigError, NotFound, PullFailed
 from zlayer_driver.image.cache import MANIFEST, ImageCache
 from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
 from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
+from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
 from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
@@ -27,6 +29,9 @@ from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Rep
 __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
 _Reports = list[Report]
 
 
@@ -64,13 +69,13 @@ class ImageStore:
         self._puller = Puller(
             self._layers, self._cache, Wanted(os, arch or host_arch(), runtime), self._limits, allow_devices=allow_devices
         )
-        self._flights: dict[tuple[str, Auth | None], _Flight] = {}
-        self._opened = False
+        self._flights: dict[_Key, _Flight] = {}
+        self._opened = self._swept = False
 
     async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> Image:
         """The image, from here or from its registry as ``policy`` says. Pulls of one image share one download."""
         reference = fastpath.canonical(image)
-        self._open()
+        await self._sweep()
         if policy is not PullPolicy.ALWAYS:
             try:
                 return self.get(reference)
@@ -81,6 +86,18 @@ class ImageStore:
         source = self._client.repository(parsed, auth)
         await self._join((reference, auth), lambda tell: self._puller.pull(source, reference, tell), report)
         return self.get(reference)
+
+    async def import_archive(self, source: str, reference: str | None = None, *, report: Report | None = None) -> Image:
+        """An image from a directory or file (see `sources`), under ``reference`` or else under its own name."""
+        await self._sweep()
+        with ExitStack() as stack:
+            local = await _in_thread(stack.enter_context, open_source(source, self._limits))
+            if not (reference or local.name):
+                raise ConfigError(f"{source} does not name its image", hint="give a reference for it")
+            name = fastpath.canonical(reference or local.name)
+            fastpath.parse(name)
+            await self._join((name, source), lambda tell: self._puller.pull(local, name, tell), report)
+        return self.get(name)
 
     def get(self, image: str) -> Image:
         """An image that is whole and here; `NotFound` else."""
@@ -139,6 +156,13 @@ class ImageStore:
             self._layers.open()
             self._opened = True
 
+    async def _sweep(self) -> None:
+        """Once per store: removes half-made layers of processes that died."""
+        self._open()
+        if not self._swept:
+            self._swept = True
+            await asyncio.to_thread(self._layers.sweep)
+
     def _images(self) -> Iterator[Image]:
         self._open()
         for reference in self._cache.references():
@@ -165,7 +189,7 @@ class ImageStore:
             return ""
         return manifest.config.digest if isinstance(manifest, Manifest) else ""
 
-    async def _join(self, key: tuple[str, Auth | None], work: Callable[[Report], Awaitable[None]], report: Report | None) -> None:
+    async def _join(self, key: _Key, work: Callable[[Report], Awaitable[None]], report: Report | None) -> None:
         """Waits for the pull of ``key``, which is started if there is none. It ends early only if all its waiters are cancelled."""
         flight = self._flights.get(key)
         if flight is None:
@@ -185,7 +209,7 @@ class ImageStore:
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
 
-    async def _fly(self, key: tuple[str, Auth | None], work: Callable[[Report], Awaitable[None]], reports: _Reports) -> None:
+    async def _fly(self, key: _Key, work: Callable[[Report], Awaitable[None]], reports: _Reports) -> None:
         def tell(progress: PullProgress) -> None:
             for report in tuple(reports):
                 report(progress)
@@ -195,6 +219,15 @@ class ImageStore:
                 await work(tell)
         finally:
             del self._flights[key]
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs to its end, which is waited for even if the caller is cancelled: what it opens then is closed."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    finally:
+        await asyncio.wait([work])
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Limits:
 
     manifest_bytes: int = 4 * MIB
     config_bytes: int = 8 * MIB
-    layers: int = 500
+    layers: int = 256
     layer_bytes: int = 64 * GIB
     entries: int = 2_000_000
     depth: int = 128

@@ -1,0 +1,154 @@
+"""Stacks of layers as a container sees them: through real overlay mounts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.images import archive, directory, image, member
+from zlayer_driver.image.store import Image, ImageStore
+
+pytestmark = pytest.mark.needs("root", "linux", "mount")
+
+Member = tuple[tarfile.TarInfo, bytes]
+OPAQUE = ".wh..wh..opq"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
+    opened = ImageStore(tmp_path / "images")
+    yield opened
+    await opened.close()
+
+
+async def stack(store: ImageStore, tmp_path: Path, *layers: list[Member], name: str = "app") -> Image:
+    layout = image([archive(*members) for members in layers]).layout(tmp_path / name)
+    return await store.import_archive(f"oci:{layout}")
+
+
+@contextmanager
+def mounted(image: Image, tmp_path: Path) -> Iterator[Path]:
+    at = tmp_path / "merged"
+    for name in ("merged", "upper", "work"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    options = f"lowerdir={':'.join(str(layer) for layer in reversed(image.layers))},upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+def names(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def attributes(path: Path) -> tuple[int, int, int]:
+    info = path.stat()
+    return stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+
+
+LOWER = [directory("d"), member("d/a", b"a"), member("d/b", b"b"), member("f", b"f")]
+
+
+@pytest.mark.parametrize(
+    ("upper", "left"),
+    [
+        ([member("d/.wh.a")], {"d", "d/b", "f"}),
+        ([member(".wh.d")], {"f"}),
+        ([member(".wh.f"), member(".wh.none")], {"d", "d/a", "d/b"}),
+        ([directory("d"), member(f"d/{OPAQUE}"), member("d/new")], {"d", "d/new", "f"}),
+        ([directory("d"), member("d/new"), member(f"d/{OPAQUE}")], {"d", "d/new", "f"}),
+        ([member(OPAQUE), member("new")], {"new"}),
+        ([member(".wh.d"), member("d/new")], {"d", "d/new", "f"}),
+        ([member("d/new"), member(".wh.d")], {"d", "d/new", "f"}),
+        ([member(".wh.d"), directory("d"), member("d/new")], {"d", "d/new", "f"}),
+        ([member(".wh.f"), member("f", b"new")], {"d", "d/a", "d/b", "f"}),
+        ([member("f", b"new"), member(".wh.f")], {"d", "d/a", "d/b", "f"}),
+        ([member("d", b"file"), directory("d")], {"d", "f"}),
+        ([member("d", b"file"), member(".wh.f")], {"d"}),
+        ([member(".wh..wh.plnk/1.2", b"x"), member(".wh..wh.aufs")], {"d", "d/a", "d/b", "f"}),
+    ],
+)
+async def test_what_an_upper_layer_deletes(store: ImageStore, tmp_path: Path, upper: list[Member], left: set[str]) -> None:
+    with mounted(await stack(store, tmp_path, LOWER, upper), tmp_path) as root:
+        assert names(root) == left
+
+
+async def test_an_unlisted_directory_keeps_what_it_was(store: ImageStore, tmp_path: Path) -> None:
+    lower = [
+        directory("d", mode=0o1750, uid=5, gid=6, mtime=1_000_000_000, pax_headers={"SCHILY.xattr.trusted.x": "1"}),
+        directory("d/e", mode=0o711),
+    ]
+    pulled = await stack(store, tmp_path, lower, [member("x")], [member("d/e/new")])
+    with mounted(pulled, tmp_path) as root:
+        assert attributes(root / "d") == (0o1750, 5, 6)
+        assert os.getxattr(root / "d", "trusted.x") == b"1"
+        assert attributes(root / "d/e") == (0o711, 0, 0)
+        assert (root / "d").stat().st_mtime == 1_000_000_000
+
+
+async def test_an_unlisted_directory_differs_with_what_lies_below(store: ImageStore, tmp_path: Path) -> None:
+    upper = [member("d/new")]
+    first = await stack(store, tmp_path, [directory("d", mode=0o700)], upper, name="first")
+    second = await stack(store, tmp_path, [directory("d", mode=0o711)], upper, name="second")
+    assert [attributes(pulled.layers[1] / "d")[0] for pulled in (first, second)] == [0o700, 0o711]
+
+
+async def test_an_unlisted_root_keeps_what_it_was(store: ImageStore, tmp_path: Path) -> None:
+    first = await stack(store, tmp_path, [directory("./", mode=0o700, uid=7)], [member("x")], name="first")
+    second = await stack(store, tmp_path, [member("y")], [member("x")], name="second")
+    assert [attributes(pulled.layers[-1]) for pulled in (first, second)] == [(0o700, 7, 0), (0o755, 0, 0)]
+
+
+async def test_layers_are_shared(store: ImageStore, tmp_path: Path) -> None:
+    first = await stack(store, tmp_path, LOWER, [member("x")], name="first")
+    second = await stack(store, tmp_path, LOWER, [member("y")], name="second")
+    assert first.layers[0] == second.layers[0]
+    await store.remove(first.reference)
+    assert second.layers[0].exists()
+    assert not first.layers[1].exists()
+    assert store.get(second.reference) == second
+
+
+async def test_mounted_layers_outlive_their_image(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, LOWER)
+    with mounted(pulled, tmp_path) as root:
+        await store.remove(pulled.reference)
+        assert (root / "d/a").read_bytes() == b"a"
+    await store.prune()
+    assert not pulled.layers[0].exists()
+
+
+async def test_nothing_is_collected_while_held(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, LOWER)
+    with store.hold():
+        await store.remove(pulled.reference)
+        assert pulled.layers[0].exists()
+    await store.prune()
+    assert not pulled.layers[0].exists()
+
+
+async def test_two_stores_on_one_directory(store: ImageStore, tmp_path: Path) -> None:
+    other = ImageStore(tmp_path / "images")
+    try:
+        pulled = await asyncio.gather(stack(store, tmp_path, LOWER, name="one"), stack(other, tmp_path, LOWER, [member("x")], name="two"))
+        assert pulled[0].layers[0] == pulled[1].layers[0]
+        assert [record.reference for record in other.list()] == ["localhost/one:latest", "localhost/two:latest"]
+    finally:
+        await other.close()
+
+
+async def test_a_record_without_its_layers_is_no_image(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, LOWER)
+    pulled.layers[0].rename(tmp_path / "elsewhere")
+    assert store.list() == []
+    assert (await stack(store, tmp_path, LOWER, name="again/app")).layers == pulled.layers
