@@ -68,9 +68,14 @@ class ScriptedDriver:
             raise FAILURES[what]
         if kind == "bug":
             raise ZeroDivisionError("secret of the house")
+        if kind == "child":
+            self._spawn()
         self._run(request.id, request.name, image)
         data = {"image": image, "children": [child.pid for child in self.children]}
         return Handle(request.id, Target.PRIMARY, "scripted", data)
+
+    def _spawn(self) -> None:
+        self.children.append(subprocess.Popen(["sleep", "60"]))
 
     def _run(self, task_id: str, name: str, image: str) -> None:
         self.tasks[task_id] = task = Task(name, image)
@@ -78,8 +83,6 @@ class ScriptedDriver:
         if kind == "exit":
             code, signal = (*map(int, numbers), 0)[:2]
             task.ended.set_result(Exit(code, signal))
-        if kind == "child":
-            self.children.append(subprocess.Popen(["sleep", "60"]))
         if kind == "lost":
             task.ended.set_result(Exit(0, error="the exit code is lost"))
 
