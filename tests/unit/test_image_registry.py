@@ -1,0 +1,283 @@
+"""The registry client against registries that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from tests.doubles.web import Call, Web, serving
+from zlayer_driver import fastpath
+from zlayer_driver.errors import PullFailed
+from zlayer_driver.image import registry
+from zlayer_driver.image.registry import Client, Repository
+from zlayer_driver.image.stream import verified
+from zlayer_driver.image.values import Descriptor, Limits, Malformed
+from zlayer_driver.model import Auth
+
+CONTENT = bytes(range(256)) * 8192
+BLOB = Descriptor("application/vnd.oci.image.layer.v1.tar", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", len(CONTENT))
+USER = Auth("user", "secret")
+
+
+class Naps:
+    """Stands for waiting: remembers for how long."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.taken.append(seconds)
+
+
+@pytest.fixture
+def naps() -> Naps:
+    return Naps()
+
+
+@pytest.fixture
+async def client(naps: Naps) -> AsyncIterator[Client]:
+    opened = Client(sleep=naps)
+    yield opened
+    await opened.close()
+
+
+def repository(client: Client, web: Web, auth: Auth | None = None, name: str = "app:1") -> Repository:
+    return client.repository(fastpath.parse(f"{web.host}/{name}"), auth)
+
+
+async def download(source: Repository) -> bytes:
+    pieces = [piece async for piece in source.pieces(BLOB)]
+    return b"".join(verified(pieces, BLOB))
+
+
+def start(call: Call) -> int:
+    """Where the range that is asked for starts."""
+    return int(call.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+
+
+async def test_a_broken_download_is_resumed(client: Client, naps: Naps) -> None:
+    async def cut(call: Call) -> None:
+        at = start(call)
+        rest = CONTENT[at:]
+        ranged = {"content_range": f"bytes {at}-{len(CONTENT) - 1}/{len(CONTENT)}"} if at else {}
+        await call.answer(206 if at else 200, rest[:900_000], len(rest), **ranged)
+
+    async with serving(cut) as web:
+        assert await download(repository(client, web)) == CONTENT
+        assert [start(call) for call in web.calls] == sorted({start(call) for call in web.calls})
+        assert len(web.calls) > 2
+        assert naps.taken == [0.25] * (len(web.calls) - 1)
+
+
+async def test_a_server_without_ranges_is_read_again_from_the_start(client: Client) -> None:
+    tries = iter([900_000, len(CONTENT)])
+
+    async def cut(call: Call) -> None:
+        await call.answer(200, CONTENT[: next(tries)], len(CONTENT))
+
+    async with serving(cut) as web:
+        assert await download(repository(client, web)) == CONTENT
+
+
+async def test_a_wrong_range_is_refused(client: Client) -> None:
+    async def wrong(call: Call) -> None:
+        if start(call):
+            await call.answer(206, CONTENT, content_range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+        else:
+            await call.answer(200, CONTENT[:900_000], len(CONTENT))
+
+    async with serving(wrong) as web:
+        with pytest.raises(Malformed, match="another range"):
+            await download(repository(client, web))
+
+
+async def test_too_busy_is_waited_for_as_asked(client: Client, naps: Naps) -> None:
+    answers = iter([(429, {"retry_after": "7"}), (503, {}), (429, {"retry_after": "100000"}), (429, {"retry_after": "soon"})])
+
+    async def busy(call: Call) -> None:
+        status, headers = next(answers, (200, {}))
+        await call.answer(status, CONTENT if status == 200 else b"", None, **headers)
+
+    async with serving(busy) as web:
+        assert await download(repository(client, web)) == CONTENT
+        assert naps.taken == [7.0, 0.5, 30.0, 2.0]
+
+
+async def test_it_gives_up_in_the_end_and_says_that_later_may_do(client: Client) -> None:
+    async def never(call: Call) -> None:
+        await call.answer(503)
+
+    async with serving(never) as web:
+        with pytest.raises(PullFailed, match=r"503 .*5 attempts") as failure:
+            await download(repository(client, web))
+        assert failure.value.recoverable
+        assert len(web.calls) == 5
+
+
+async def test_a_stalled_server_is_left(client: Client, naps: Naps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_STALL_S", 0.05)
+
+    async def stall(call: Call) -> None:
+        await call.answer(200, CONTENT[:10], len(CONTENT))
+        await asyncio.Event().wait()
+
+    async with serving(stall) as web:
+        with pytest.raises(PullFailed, match=r"no .* bytes in 0.05 s"):
+            await download(repository(client, web))
+
+
+async def test_an_endless_manifest_is_cut(client: Client) -> None:
+    async def endless(call: Call) -> None:
+        call.writer.write(b"HTTP/1.1 200 x\r\nconnection: close\r\n\r\n")
+        while True:
+            call.writer.write(bytes(100_000))
+            await call.writer.drain()
+
+    async with serving(endless) as web:
+        with pytest.raises(Malformed, match="more than 1000 bytes"):
+            await repository(client, web).root(Limits(manifest_bytes=1000))
+
+
+async def test_a_manifest_must_be_the_one_asked_for(client: Client) -> None:
+    async def other(call: Call) -> None:
+        await call.answer(200, b"{}", docker_content_digest=f"sha256:{'0' * 64}")
+
+    async with serving(other) as web:
+        with pytest.raises(Malformed, match="says that the manifest is"):
+            await repository(client, web).root(Limits())
+        with pytest.raises(Malformed, match="says that the manifest is"):
+            await repository(client, web, name=f"app@sha256:{'1' * 64}").root(Limits())
+
+
+async def test_more_bytes_than_announced_are_refused() -> None:
+    with pytest.raises(Malformed, match="has more than"):
+        list(verified([CONTENT, b"x"], BLOB))
+    with pytest.raises(Malformed, match="has less than"):
+        list(verified([CONTENT[:-1]], BLOB))
+    with pytest.raises(Malformed, match="content of another digest"):
+        list(verified([bytes(len(CONTENT))], BLOB))
+
+
+def guarded(web: list[Web], *, token: str = "t0ken") -> Callable[[Call], Awaitable[None]]:
+    """A registry that sends its clients to its own ``/token``."""
+
+    async def handle(call: Call) -> None:
+        host = web[0].host
+        if call.path.startswith("/token"):
+            await call.answer(200, json.dumps({"token": token}).encode())
+        elif call.headers.get("authorization") == "Bearer t0ken":
+            await call.answer(200, CONTENT)
+        else:
+            await call.answer(401, www_authenticate=f'Bearer realm="http://{host}/token",service="s",scope="repository:app:pull"')
+
+    return handle
+
+
+async def test_a_token_is_fetched_once_with_the_credentials(client: Client) -> None:
+    known: list[Web] = []
+    async with serving(guarded(known)) as web:
+        known.append(web)
+        source = repository(client, web, USER)
+        assert await download(source) == await download(source) == CONTENT
+        tokens = [call for call in web.calls if call.path.startswith("/token")]
+        assert [call.path for call in tokens] == ["/token?scope=repository%3Aapp%3Apull&service=s"]
+        assert tokens[0].headers["authorization"] == f"Basic {base64.b64encode(b'user:secret').decode()}"
+
+
+async def test_a_refused_token_ends_it(client: Client) -> None:
+    known: list[Web] = []
+    async with serving(guarded(known, token="wrong")) as web:
+        known.append(web)
+        with pytest.raises(PullFailed, match="refuses its own token"):
+            await download(repository(client, web))
+
+
+async def test_basic_authentication(client: Client) -> None:
+    async def basic(call: Call) -> None:
+        good = call.headers.get("authorization") == f"Basic {base64.b64encode(b'user:secret').decode()}"
+        await call.answer(200 if good else 401, CONTENT if good else b"", www_authenticate='Basic realm="x"')
+
+    async with serving(basic) as web:
+        assert await download(repository(client, web, USER)) == CONTENT
+        with pytest.raises(PullFailed, match=r"401.*credentials"):
+            await download(repository(client, web))
+
+
+async def test_credentials_do_not_follow_redirects_to_others(client: Client) -> None:
+    async def store(call: Call) -> None:
+        await call.answer(200, CONTENT)
+
+    async def front(call: Call) -> None:
+        if "authorization" in call.headers:
+            await call.answer(307, location=f"http://{other.host}/blob")
+        else:
+            await call.answer(401, www_authenticate='Basic realm="x"')
+
+    async with serving(store) as other, serving(front) as web:
+        assert await download(repository(client, web, USER)) == CONTENT
+        assert "authorization" not in other.calls[0].headers
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://x/", "http://x:port/"])
+async def test_redirects_lead_to_http_only(client: Client, location: str) -> None:
+    async def away(call: Call) -> None:
+        await call.answer(307, location=location)
+
+    async with serving(away) as web:
+        with pytest.raises(PullFailed, match=r"redirects to|names a URL"):
+            await download(repository(client, web))
+
+
+async def test_redirects_end(client: Client) -> None:
+    async def loop(call: Call) -> None:
+        await call.answer(307, location="/v2/again")
+
+    async with serving(loop) as web:
+        with pytest.raises(PullFailed, match="more than 5 times"):
+            await download(repository(client, web))
+
+
+@pytest.mark.parametrize("realm", ["ftp://x/token", "", "file:///token"])
+async def test_tokens_come_by_http_only(client: Client, realm: str) -> None:
+    async def refer(call: Call) -> None:
+        await call.answer(401, www_authenticate=f'Bearer realm="{realm}"')
+
+    async with serving(refer) as web:
+        with pytest.raises(PullFailed, match="not secure"):
+            await download(repository(client, web, USER))
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"token":7}', b'{"token":"a\\nb"}', b"{" * 100_000])
+async def test_a_token_that_is_none_is_refused(client: Client, body: bytes) -> None:
+    async def handle(call: Call) -> None:
+        if call.path.startswith("/token"):
+            await call.answer(200, body)
+        else:
+            await call.answer(401, www_authenticate=f'Bearer realm="http://{call.headers["host"]}/token"')
+
+    async with serving(handle) as web:
+        with pytest.raises(PullFailed, match="sends no"):
+            await download(repository(client, web))
+
+
+async def test_a_registry_that_is_not_there_is_named(client: Client) -> None:
+    async def nothing(call: Call) -> None:
+        await call.answer(200)
+
+    async with serving(nothing) as web:
+        pass
+    with pytest.raises(PullFailed, match=rf"ConnectError at http://{web.host}"):
+        await repository(client, web).root(Limits())
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("localhost", True), ("127.0.0.1:5000", True), ("127.9.9.9", True), ("localhost.evil.com", False), ("10.0.0.1:5000", False)],
+)
+def test_plain_http_is_for_loopback(host: str, loopback: bool) -> None:
+    assert registry.is_loopback(host) is loopback
