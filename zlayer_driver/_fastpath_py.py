@@ -14,11 +14,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from zlayer_driver._fastpath_json_py import MAX_DOCUMENT_BYTES, Unreadable, read_config, read_manifest, read_sidecar
-from zlayer_driver._fastpath_sqlite_py import NotSqlite, SqliteStore
+from zlayer_driver._fastpath_sqlite_py import MAX_BLOB_BYTES, NotSqlite, SqliteStore
 from zlayer_driver.errors import CacheBusy, CacheError, InvalidReference
 from zlayer_driver.model import OS, ImageFacts, Reference
 
-MAX_BLOB_BYTES = 32 << 20
 MAX_REPOSITORY_BYTES = 255
 
 _LABEL = "[a-zA-Z0-9]+(?:-+[a-zA-Z0-9]+)*"
@@ -192,7 +191,7 @@ class BlobCache:
             return None
         blob = self._store.row(key)
         if is_digest:
-            return _verified(key, blob) or _verified(key, self._spilled(key))
+            return _verified(key, blob) or _verified(key, self._spilled(key)) or None
         if blob == b"" and isinstance(self._store, SqliteStore):
             blob = self._spilled(key)
             if blob is None or not self._store.owns_spill(key, self._spill_name(key), len(blob)):

@@ -15,6 +15,7 @@ The database file itself is opened by SQLite only: closing any other descriptor 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -29,9 +30,12 @@ from zlayer_driver.errors import CacheBusy, CacheError
 T = TypeVar("T")
 
 ATTEMPTS = 8
+MAX_BLOB_BYTES = 32 << 20
 BUSY_TIMEOUT_S = 0.05
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL}
 _IS_CACHE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'blobs' COLLATE NOCASE AND rootpage > 0"
+_ROW = "SELECT CASE WHEN typeof(data) IN ('blob', 'text') THEN CAST(data AS BLOB) END FROM blobs WHERE digest = ?"
+_KEYS = "SELECT CAST(digest AS BLOB) FROM blobs WHERE typeof(digest) = 'text' ORDER BY digest"
 _SHARED_SPILL = (
     "SELECT 1 FROM blobs WHERE digest >= :low AND digest < :high AND digest != :key "
     "AND replace(replace(digest, ':', '_'), '/', '_') = :name AND length(data) = 0 AND size_bytes = :size"
@@ -59,7 +63,7 @@ class State(NamedTuple):
 def _identity(path: str) -> tuple[int, ...] | None:
     with suppress(FileNotFoundError):
         found = os.stat(path)
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     return None
 
 
@@ -108,28 +112,30 @@ class SqliteStore:
         """The bytes of a row, empty where they were spilled to a file; ``None`` without a row."""
 
         def read(connection: sqlite3.Connection) -> bytes | None:
-            found = connection.execute("SELECT data FROM blobs WHERE digest = ?", (key,)).fetchone()
-            if found is None or not isinstance(found[0], bytes | str):
-                return None
-            return found[0].encode() if isinstance(found[0], str) else found[0]
+            found = connection.execute(_ROW, (key,)).fetchone()
+            blob: bytes | None = found[0] if found else None
+            return blob
 
         return self.run(read)
 
     def owns_spill(self, key: str, name: str, size_bytes: int) -> bool:
-        """Whether the spill file ``name`` of ``size_bytes`` is ``key``'s, and can be no other key's."""
-        host = key.partition("/")[0]
+        """Whether the spill file ``name`` of ``size_bytes`` is ``key``'s, and can be no other key's.
+
+        Names that share a file agree up to the first separator behind ``manifest:``.
+        """
+        low = "manifest:" + re.split("[_/:]", key.removeprefix("manifest:"), maxsplit=1)[0]
 
         def read(connection: sqlite3.Connection) -> bool:
             mine = connection.execute("SELECT 1 FROM blobs WHERE digest = ? AND size_bytes = ?", (key, size_bytes)).fetchone()
-            bounds = {"low": "manifest:", "high": "manifest;"} if host == key else {"low": host, "high": f"{host}\U0010ffff"}
-            other = connection.execute(_SHARED_SPILL, {"key": key, "name": name, "size": size_bytes, **bounds}).fetchone()
+            shared = {"low": low, "high": f"{low}\U0010ffff", "key": key, "name": name, "size": size_bytes}
+            other = connection.execute(_SHARED_SPILL, shared).fetchone()
             return mine is not None and other is None
 
         return self.run(read)
 
     def keys(self) -> list[str]:
-        rows = self.run(lambda c: c.execute("SELECT digest FROM blobs WHERE typeof(digest) = 'text' ORDER BY digest").fetchall())
-        return [key for (key,) in rows]
+        rows = self.run(lambda connection: connection.execute(_KEYS).fetchall())
+        return [key.decode(errors="replace") for (key,) in rows]
 
     def _ready(self) -> State:
         state = _state(self.path)
@@ -153,6 +159,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._translated(error) from error
         try:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BLOB_BYTES)
             connection.execute("PRAGMA trusted_schema = OFF")
             is_cache = connection.execute(_IS_CACHE).fetchone()
             connection.execute("SELECT digest, data, last_accessed FROM blobs LIMIT 0")

@@ -1,0 +1,247 @@
+"""Image references over UTF-8 bytes: the grammar of the OCI distribution client, without a regular expression."""
+
+from libc.string cimport memchr, memcmp, memcpy
+
+
+cdef struct Slice:
+    const char* at
+    Py_ssize_t size
+
+
+cdef enum Fault:
+    FAULT_NONE
+    FAULT_FORM
+    FAULT_LENGTH
+    FAULT_ALGORITHM
+    FAULT_DIGITS
+
+
+cdef struct Parts:
+    Slice registry
+    Slice repository
+    bint official  # "library/" goes before the repository
+    Slice tag  # at == NULL: none
+    Slice digest
+
+
+cdef extern from *:
+    """
+    enum { WORD = 1, LOWER = 2, ALNUM = 4, HEX = 8, DIGIT = 16, ALPHA = 32 };
+    #define D (WORD | LOWER | ALNUM | HEX | DIGIT)
+    #define X (WORD | LOWER | ALNUM | HEX | ALPHA)
+    #define L (WORD | LOWER | ALNUM | ALPHA)
+    #define Y (WORD | ALNUM | HEX | ALPHA)
+    #define U (WORD | ALNUM | ALPHA)
+    /* What a byte may be part of; bytes of 128 and more are in no class. */
+    static const unsigned char char_class[256] = {
+        ['0'] = D, D, D, D, D, D, D, D, D, D,
+        ['A'] = Y, Y, Y, Y, Y, Y, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U,
+        ['_'] = WORD,
+        ['a'] = X, X, X, X, X, X, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L,
+    };
+    #undef D
+    #undef X
+    #undef L
+    #undef Y
+    #undef U
+    """
+    const int WORD, LOWER, ALNUM, HEX, DIGIT, ALPHA
+    const unsigned char char_class[256]
+
+
+cdef inline Slice cut(const char* at, const char* end) noexcept nogil:
+    return Slice(at, end - at)
+
+
+cdef inline bint equals(Slice text, const char* literal, Py_ssize_t size) noexcept nogil:
+    return text.size == size and memcmp(text.at, literal, <size_t>size) == 0
+
+
+cdef inline const char* find(const char* at, const char* end, char wanted) noexcept nogil:
+    return <const char*>memchr(at, wanted, <size_t>(end - at))
+
+
+cdef inline const char* run(const char* at, const char* end, int kind) noexcept nogil:
+    """The first byte from ``at`` that is not of ``kind``."""
+    while at < end and char_class[<unsigned char>at[0]] & kind:
+        at += 1
+    return at
+
+
+cdef inline bint is_component(const char* at, const char* end) noexcept nogil:
+    """``[a-z0-9]+`` joined by one dot, one or two underscores, or dashes."""
+    cdef const char* after
+    while True:
+        after = run(at, end, LOWER)
+        if after == at:
+            return False
+        if after == end:
+            return True
+        at = after + 1
+        if after[0] == c"-":
+            while at < end and at[0] == c"-":
+                at += 1
+        elif after[0] == c"_":
+            at += at < end and at[0] == c"_"
+        elif after[0] != c".":
+            return False
+
+
+cdef inline bint is_domain(const char* at, const char* end) noexcept nogil:
+    """Labels of letters, digits and inner dashes, joined by dots, and maybe a port."""
+    cdef const char* after
+    while True:
+        after = run(at, end, ALNUM)
+        if after == at:
+            return False
+        if after == end:
+            return True
+        at = after + 1
+        if after[0] == c":":
+            return at < end and run(at, end, DIGIT) == end
+        if after[0] == c"-":
+            while at < end and at[0] == c"-":
+                at += 1
+        elif after[0] != c".":
+            return False
+
+
+cdef inline bint is_name(const char* at, const char* end) noexcept nogil:
+    cdef const char* slash = find(at, end, c"/")
+    if slash == NULL:
+        return is_component(at, end)
+    if not is_component(at, slash) and not is_domain(at, slash):
+        return False
+    while slash != NULL:
+        at = slash + 1
+        slash = find(at, end, c"/")
+        if not is_component(at, end if slash == NULL else slash):
+            return False
+    return True
+
+
+cdef inline bint is_wide_tag(Slice tag):
+    """Word characters of UTS #18 (letters, marks, decimal digits, connectors, join controls), dots and dashes; at most 128 characters."""
+    from unicodedata import category  # rare: tags are ASCII
+    cdef str text = tag.at[:tag.size].decode("utf-8")
+    cdef str kind
+    cdef Py_UCS4 char
+    for i, char in enumerate(text):
+        kind = category(char)
+        if not (
+            kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or char == 0x200C or char == 0x200D or (i > 0 and (char == u"." or char == u"-"))
+            or 0x24B6 <= char <= 0x24E9 or 0x1F130 <= char <= 0x1F149 or 0x1F150 <= char <= 0x1F169 or 0x1F170 <= char <= 0x1F189
+        ):
+            return False
+    return 0 < len(text) <= 128
+
+
+cdef inline bint is_tag(Slice tag):
+    cdef const char* at = tag.at
+    cdef const char* end = tag.at + tag.size
+    if at == end or at[0] == c"." or at[0] == c"-":
+        return False
+    while at < end and (char_class[<unsigned char>at[0]] & WORD or at[0] == c"." or at[0] == c"-"):
+        at += 1
+    if at < end:
+        return <unsigned char>at[0] >= 128 and tag.size <= 512 and is_wide_tag(tag)
+    return tag.size <= 128
+
+
+cdef inline Fault check_digest(Slice digest) noexcept nogil:
+    cdef const char* end = digest.at + digest.size
+    cdef const char* colon = find(digest.at, end, c":")
+    cdef const char* at = digest.at
+    cdef const char* after
+    cdef Py_ssize_t digits
+    if colon == NULL or run(colon + 1, end, HEX) != end or end - colon <= 32:
+        return FAULT_FORM
+    while True:  # words joined by one of -_+.
+        after = run(at, colon, ALNUM)
+        if after == at or not char_class[<unsigned char>at[0]] & ALPHA:
+            return FAULT_FORM
+        if after == colon:
+            break
+        if after[0] != c"-" and after[0] != c"_" and after[0] != c"+" and after[0] != c".":
+            return FAULT_FORM
+        at = after + 1
+    digits = end - colon - 1
+    if equals(cut(digest.at, colon), "sha256", 6):
+        return FAULT_NONE if digits == 64 else FAULT_DIGITS
+    if equals(cut(digest.at, colon), "sha384", 6):
+        return FAULT_NONE if digits == 96 else FAULT_DIGITS
+    if equals(cut(digest.at, colon), "sha512", 6):
+        return FAULT_NONE if digits == 128 else FAULT_DIGITS
+    return FAULT_ALGORITHM
+
+
+cdef inline void split_name(Slice name, Parts* parts) noexcept nogil:
+    cdef const char* end = name.at + name.size
+    cdef const char* slash = find(name.at, end, c"/")
+    cdef Slice first
+    parts.registry = Slice("docker.io", 9)
+    parts.repository = name
+    if slash != NULL:
+        first = cut(name.at, slash)
+        if find(first.at, slash, c".") != NULL or find(first.at, slash, c":") != NULL or equals(first, "localhost", 9):
+            parts.repository = cut(slash + 1, end)
+            if not equals(first, "index.docker.io", 15):
+                parts.registry = first
+    parts.official = (
+        equals(parts.registry, "docker.io", 9) and find(parts.repository.at, end, c"/") == NULL
+    )
+
+
+cdef inline Fault parse_parts(const char* text, Py_ssize_t size, Parts* parts):
+    """Fills ``parts`` with slices of ``text``; what they hold is only of use where no fault is returned."""
+    cdef const char* end = text + size
+    cdef const char* at = find(text, end, c"@")
+    cdef const char* head = end if at == NULL else at
+    cdef const char* colon = head
+    parts.tag = parts.digest = Slice(NULL, 0)
+    while colon > text and colon[-1] != c"/":
+        colon -= 1
+    colon = find(colon, head, c":")
+    if not is_name(text, head if colon == NULL else colon):
+        return FAULT_FORM
+    split_name(cut(text, head if colon == NULL else colon), parts)
+    if colon != NULL:
+        parts.tag = cut(colon + 1, head)
+        if not is_tag(parts.tag):
+            return FAULT_FORM
+    if at != NULL:
+        parts.digest = cut(at + 1, end)
+        fault = check_digest(parts.digest)
+        if fault == FAULT_FORM:
+            return fault
+    elif colon == NULL:
+        parts.tag = Slice("latest", 6)
+    if parts.repository.size + 8 * parts.official > 255:
+        return FAULT_LENGTH
+    return FAULT_NONE if at == NULL else fault
+
+
+cdef inline Py_ssize_t canonical_size(const Parts* parts) noexcept nogil:
+    return (
+        parts.registry.size + 1 + 8 * parts.official + parts.repository.size
+        + (parts.tag.size + 1 if parts.tag.at != NULL else 0)
+        + (parts.digest.size + 1 if parts.digest.at != NULL else 0)
+    )
+
+
+cdef inline char* put(char* out, Slice text) noexcept nogil:
+    memcpy(out, text.at, <size_t>text.size)
+    return out + text.size
+
+
+cdef inline void write_canonical(const Parts* parts, char* out) noexcept nogil:
+    """Writes ``canonical_size(parts)`` bytes."""
+    out = put(out, parts.registry)
+    out = put(out, Slice("/library/", 9 if parts.official else 1))
+    out = put(out, parts.repository)
+    if parts.tag.at != NULL:
+        out[0] = c":"
+        out = put(out + 1, parts.tag)
+    if parts.digest.at != NULL:
+        out[0] = c"@"
+        put(out + 1, parts.digest)
