@@ -267,9 +267,8 @@ class Composite:
         return facts
 
     async def _is_listed(self, image: str) -> bool:
-        wanted = fastpath.canonical(image)
         try:
-            return any(fastpath.canonical(record.reference) == wanted for record in await self.list_images())
+            return any(record.reference == image for record in await self.list_images())
         except DriverError as error:
             _log.debug("no target lists images: %s", error)
             return False

@@ -378,14 +378,13 @@ class SecretsProvider(Protocol):
 ABILITIES: Final[frozenset[type]] = frozenset(
     item for item in vars().copy().values() if Protocol in getattr(item, "__bases__", ()) and item not in {Backend, SecretsProvider}
 )
-_DECLARED_IN: Final = {
-    member: protocol for protocol in {*ABILITIES, Backend} for name, member in vars(protocol).items() if not name.startswith("_")
-}
+_MEMBERS: Final = {protocol: tuple(name for name in vars(protocol) if not name.startswith("_")) for protocol in {*ABILITIES, Backend}}
+_DECLARED_IN: Final = {vars(protocol)[name]: protocol for protocol, names in _MEMBERS.items() for name in names}
 
 
 def abilities(backend: object) -> frozenset[type]:
     """The ability protocols that ``backend`` fulfils."""
-    return frozenset(ability for ability in ABILITIES if isinstance(backend, ability))
+    return frozenset(ability for ability in ABILITIES if all(callable(getattr(backend, name, None)) for name in _MEMBERS[ability]))
 
 
 def declared_in(method: Callable[..., Any]) -> type:
