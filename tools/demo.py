@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,11 +126,10 @@ async def within(wanted: Awaitable[T]) -> T:
 
 
 async def one_task(story: Story, registry: str, directory: Path) -> None:
-    with story.step("launch the plugin") as told:
-        launched = PluginHost.launch([str(PROGRAM)])
-        host = await launched.__aenter__()
-        told.append("cookie, handshake line, gRPC on a unix socket")
-    try:
+    async with AsyncExitStack() as stack:
+        with story.step("launch the plugin") as told:
+            host = await stack.enter_async_context(PluginHost.launch([str(PROGRAM)]))
+            told.append("cookie, handshake line, gRPC on a unix socket")
         with story.step("configure") as told:
             name, version = await host.plugin_info()
             await host.set_config({"state_dir": str(directory / "state")})
@@ -140,8 +139,6 @@ async def one_task(story: Story, registry: str, directory: Path) -> None:
         await life(story, host, registry, directory)
         with story.step("shut the plugin down") as told:
             told.append("it went by itself" if await host.stop() else "it had to be killed")
-    finally:
-        await launched.__aexit__(None, None, None)
 
 
 async def life(story: Story, host: PluginHost, registry: str, directory: Path) -> None:
@@ -220,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, metavar="SVG", help="write the table as a picture too")
     picture = parser.parse_args().picture
-    console = Console(record=picture is not None, width=120 if picture else None)
+    console = Console(record=picture is not None, width=None if sys.stdout.isatty() and not picture else 120)
     story = Story(console)
     with tempfile.TemporaryDirectory(prefix="zlayer-demo-") as temporary:
         directory = Path(temporary)
@@ -235,11 +232,10 @@ def main() -> None:
 
 
 def whole_way(story: Story, directory: Path) -> None:
-    with story.step("start a registry") as told:
-        running = lab.registry(directory)
-        registry = running.__enter__()
-        told.append(registry)
-    try:
+    with ExitStack() as stack:
+        with story.step("start a registry") as told:
+            registry = stack.enter_context(lab.registry(directory))
+            told.append(registry)
         with story.step("make and push an image") as told:
             layers = [lab.busybox_layer(), lab.files_layer({"bin/ticker": TICKER})]
             lab.oci_layout(directory / "image", "1", layers, {"Entrypoint": ["/bin/ticker"], "Cmd": ["--every", "5"]})
@@ -247,8 +243,6 @@ def whole_way(story: Story, directory: Path) -> None:
             told.append(f"busybox and a script, {sum(map(len, layers)) / 1e6:.1f} MB in 2 layers")
         asyncio.run(one_task(story, registry, directory))
         batch(story, registry, directory)
-    finally:
-        running.__exit__(None, None, None)
 
 
 if __name__ == "__main__":

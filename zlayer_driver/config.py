@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zlayer_driver.errors import ConfigError
 from zlayer_driver.model import OS, Isolation, Target
@@ -43,6 +43,13 @@ def _operating_system(value: object) -> object:
     return "darwin" if value == "macos" else value
 
 
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError("an absolute path is needed")
+    return value
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 StringMap = Annotated[dict[str, str], BeforeValidator(_merged)]
 OperatingSystem = Annotated[OS, BeforeValidator(_operating_system)]
@@ -67,7 +74,7 @@ class PlatformBlock(Block):
 class PluginConfig(Block):
     """``plugin "zlayer-driver" { config { … } }`` in the agent's file."""
 
-    state_dir: str = Field("/var/lib/zlayer", pattern="^/", description="Directory under which everything that the driver keeps lies")
+    state_dir: AbsolutePath = Field("/var/lib/zlayer", description="Directory under which everything that the driver keeps lies")
     oci_runtime: str = Field(
         "", description="OCI runtime to use: a name or an absolute path; empty: the first of crun, runc, youki that works here"
     )

@@ -36,9 +36,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     layer = lab.busybox_layer()
     with lab.registry(directory) as address:
         images = {}
-        for name, config in {"plain": {"Cmd": ["sh"]}, "stopper": {"Cmd": ["sh"], "StopSignal": "SIGUSR1"}}.items():
+        configs: dict[str, dict[str, Any]] = {"plain": {}, "stopper": {"StopSignal": "SIGUSR1"}}
+        for name, config in configs.items():
             layout = directory / name
-            lab.oci_layout(layout, "1", [layer], {"Env": ["PATH=/bin"], **config})
+            lab.oci_layout(layout, "1", [layer], {"Cmd": ["sh"], "Env": ["PATH=/bin"], **config})
             images[name] = f"{address}/e2e/{name}:1"
             lab.push(layout, "1", images[name])
         yield Registry(address, **images)

@@ -25,7 +25,13 @@ Nomad launches this file as a plugin; put it into the agent's plugin directory. 
 
 
 @click.group(help=INTRODUCTION, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--state-dir", envvar="ZLAYER_STATE_DIR", metavar="DIR", help="Where everything that the driver keeps lies.")
+@click.option(
+    "--state-dir",
+    envvar="ZLAYER_STATE_DIR",
+    type=click.Path(file_okay=False, resolve_path=True),
+    metavar="DIR",
+    help="Where everything that the driver keeps lies.",
+)
 @click.version_option(__version__, prog_name="zlayer-driver")
 @click.pass_context
 def cli(context: click.Context, state_dir: str | None) -> None:

@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ Sink = Callable[[bytes], object]
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 @click.pass_obj
 @command
-def run(config: PluginConfig, image: str, argv: Sequence[str], as_json: bool, **options: Any) -> None:
+def run(config: PluginConfig, /, image: str, argv: Sequence[str], as_json: bool, **options: Any) -> None:
     """Run CMD in a new container of IMAGE, and remove it when it ends.
 
     The exit status is the container's. An interrupt stops it as Nomad would.
@@ -95,12 +95,17 @@ async def _foreground(driver: Driver, request: TaskRequest, directory: Path, sin
 
 
 @contextmanager
-def _interrupts(stop: Callable[[], Any]) -> Iterator[None]:
+def _interrupts(stop: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
     """Turns SIGINT and SIGTERM into one orderly stop."""
     loop = asyncio.get_running_loop()
     stopping: list[asyncio.Task[None]] = []
+
+    def begin() -> None:
+        if not stopping:
+            stopping.append(asyncio.ensure_future(stop()))
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: stopping or stopping.append(asyncio.ensure_future(stop())))
+        loop.add_signal_handler(number, begin)
     try:
         yield
     finally:
