@@ -102,7 +102,6 @@ class FakeBackend:
         return Fingerprint(Health.HEALTHY, "a fake: it runs nothing")
 
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
-        self._remove(spec.id)
         loop = asyncio.get_running_loop()
         container = _Container(spec, next(self._machine.incarnations), loop.create_future(), resources=spec.resources)
         if container.told("start_blocks"):
@@ -110,6 +109,7 @@ class FakeBackend:
         if text := container.told("start_error"):
             raise CreateFailed(spec.id, text, recoverable=bool(container.told("start_recoverable")))
         end = _planned(container)
+        self._remove(spec.id)
         await asyncio.to_thread(_write, container)
         if end is not None:
             container.timer = loop.call_later(end.after_s, container.end, end.how)
