@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from zlayer_driver import __version__
 from zlayer_driver.admission import admit
 from zlayer_driver.config import PluginConfig
+from zlayer_driver.contract import CanStreamExec
 from zlayer_driver.errors import NotFound, TimedOut
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, PullProgress, Target, TaskEvent, TaskRequest, TaskSpec, TaskStatus
 from zlayer_driver.node import Node
+from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
 from zlayer_driver.tasks import Events, TaskTable
 
 _PROBE_EVERY_S = 30.0
@@ -103,6 +105,14 @@ class Driver:
 
     async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult:
         return await self.node.composite.exec(task_id, argv, timeout_s=timeout_s)
+
+    async def stream_exec(
+        self, task_id: str, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput]
+    ) -> AsyncIterator[ExecEvent]:
+        return await self.node.composite.forward(task_id, CanStreamExec.stream_exec, argv, tty=tty, stdin=stdin)
+
+    async def stats(self, task_id: str) -> AsyncIterator[UsageSample]:
+        return await self.node.composite.stream_usage(task_id)
 
     def events(self) -> AsyncIterator[TaskEvent]:
         return self._events.read()

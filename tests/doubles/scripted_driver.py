@@ -12,11 +12,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from zlayer_driver.config import PluginConfig
-from zlayer_driver.errors import DriverError, InvalidSpec, NotFound, PullFailed, RouteToPeer, StartFailed
+from zlayer_driver.errors import DriverError, InvalidSpec, NotFound, PullFailed, RouteToPeer, StartFailed, Unsupported
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, Target, TaskEvent, TaskRequest, TaskState, TaskStatus
+from zlayer_driver.readings import Channel, ExecEvent, ExecInput, UsageSample, WindowSize
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
 FAILURES: dict[str, DriverError] = {
@@ -46,6 +47,8 @@ class ScriptedDriver:
         self.children: list[subprocess.Popen[bytes]] = []
         self.told: asyncio.Queue[TaskEvent] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self.sessions = 0
+        self.quiet = asyncio.Event()
 
     async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
         self.configs.append((config, validate_only))
@@ -124,6 +127,41 @@ class ScriptedDriver:
     async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult:
         self._task(task_id)
         return ExecResult(Exit(3), " ".join(argv).encode(), f"{timeout_s:g}".encode())
+
+    async def stream_exec(
+        self, task_id: str, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput]
+    ) -> AsyncIterator[ExecEvent]:
+        """Says its arguments, gives back all input in upper case and window sizes on stderr, and ends with the number of input bytes."""
+        self._task(task_id)
+        return self._echo(argv, stdin)
+
+    async def _echo(self, argv: Sequence[str], stdin: AsyncIterator[ExecInput]) -> AsyncIterator[ExecEvent]:
+        self.sessions += 1
+        try:
+            yield ExecEvent(data=" ".join(argv).encode())
+            length = 0
+            async for item in stdin:
+                if isinstance(item, WindowSize):
+                    yield ExecEvent(Channel.STDERR, f"{item.rows}x{item.columns}".encode())
+                else:
+                    length += len(item)
+                    yield ExecEvent(data=item.upper())
+            yield ExecEvent(exit_code=length % 256)
+        finally:
+            self.sessions -= 1
+            self.quiet.set()
+
+    async def stats(self, task_id: str) -> AsyncIterator[UsageSample]:
+        if self._task(task_id).image == "no-stats":
+            raise Unsupported("statistics are not available")
+        return self._samples()
+
+    async def _samples(self) -> AsyncIterator[UsageSample]:
+        """Half a core in use, a fifth of it by the kernel; every second sample comes too early."""
+        for at_ms, cpu_ms in ((0, 0), (10, 0), (1000, 500)):
+            cpu_ns = cpu_ms * 1_000_000
+            at = AT + timedelta(milliseconds=at_ms)
+            yield UsageSample(at=at, cpu_total_ns=cpu_ns, cpu_system_ns=cpu_ns // 5, memory_bytes=4096, memory_limit_bytes=0)
 
     async def events(self) -> AsyncIterator[TaskEvent]:
         while True:

@@ -120,10 +120,18 @@ class GoHost:
         value = await self.ask("call", method=_path(method), message=json_format.MessageToDict(request))
         return json_format.ParseDict(value, GetMessageClass(method.output_type)())
 
-    async def stream(self, method: MethodDescriptor, request: Any) -> AsyncIterator[Any]:
-        number = self._post("open", method=_path(method), message=json_format.MessageToDict(request))
-        while "item" in (answer := await self._next(number)):
-            yield json_format.ParseDict(answer["item"], GetMessageClass(method.output_type)())
+    async def stream(self, method: MethodDescriptor, *requests: Any) -> AsyncIterator[Any]:
+        """What comes after ``requests`` were sent. A stream that is left before its end is cancelled."""
+        first, *others = (json_format.MessageToDict(request) for request in requests)
+        number = self._post("open", method=_path(method), message=first)
+        for message in others:
+            await self.ask("send", to=number, message=message)
+        try:
+            while "item" in (answer := await self._next(number)):
+                yield json_format.ParseDict(answer["item"], GetMessageClass(method.output_type)())
+        except GeneratorExit:
+            self._post("cancel", to=number)
+            raise
 
 
 def _path(method: MethodDescriptor) -> str:

@@ -114,9 +114,22 @@ async def test_a_failure_tells_nomad_whether_to_retry(go: GoHost, image: str, co
 
 async def test_missing_statistics_are_not_asked_for_again(go: GoHost) -> None:
     await go.launch(SCRIPTED)
+    await start(go, "no-stats")
     with pytest.raises(Refused) as caught:
         await anext(go.stream(DRIVER["TaskStats"], driver_pb2.TaskStatsRequest(task_id=ID)))
     assert caught.value.recoverable is False
+
+
+async def test_an_exec_session(go: GoHost) -> None:
+    await go.launch(SCRIPTED)
+    await start(go, "hold")
+    request = driver_pb2.ExecTaskStreamingRequest
+    setup = request(setup=request.Setup(task_id=ID, command=["cat"]))
+    stdin = [driver_pb2.ExecTaskStreamingIOOperation(data=b"x" * 70_000), driver_pb2.ExecTaskStreamingIOOperation(close=True)]
+    requests = [setup, request(), *(request(stdin=operation) for operation in stdin)]
+    replies = [reply async for reply in go.stream(DRIVER["ExecTaskStreaming"], *requests)]
+    assert [len(reply.stdout.data) for reply in replies] == [3, 70_000, 0, 0, 0]
+    assert (replies[-1].exited, replies[-1].result.exit_code) == (True, 70_000 % 256)
 
 
 async def test_thirty_tasks_at_once(go: GoHost) -> None:

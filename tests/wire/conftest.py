@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
 from tests.doubles.scripted_driver import ScriptedDriver
 from zlayer_driver.wire import goplugin, rpc
 from zlayer_driver.wire._gen import base_pb2, driver_pb2
+
+if TYPE_CHECKING:
+    from grpc.aio import Channel
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Wire:
     under: ScriptedDriver
     base: rpc.Client
     driver: rpc.Client
-    channel: grpc.aio.Channel
+    channel: Channel
 
 
 @pytest.fixture
@@ -27,10 +30,10 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
     services = rpc.Services()
     under = ScriptedDriver()
     goplugin.add_driver(services, under)
-    server = grpc.aio.server(handlers=[services], options=rpc.UNLIMITED)
+    server = rpc.server(services)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s", options=rpc.UNLIMITED) as channel:
+    async with rpc.channel(f"{tmp_path}/s") as channel:
         base = rpc.Client(channel, base_pb2.DESCRIPTOR.services_by_name["BasePlugin"])
         driver = rpc.Client(channel, driver_pb2.DESCRIPTOR.services_by_name["Driver"])
         yield Wire(under, base, driver, channel)

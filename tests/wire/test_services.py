@@ -165,8 +165,9 @@ async def test_a_failed_start_is_one_line_and_says_whether_to_retry(
 
 
 async def test_statistics_that_are_not_there_stop_the_client_asking(wire: Wire) -> None:
+    await start(wire, "no-stats")
     stream = aiter(wire.driver("task_stats", driver_pb2.TaskStatsRequest(task_id=ID)))
-    assert await refusal(anext(stream)) == (grpc.StatusCode.UNIMPLEMENTED, "task statistics are not available", False)
+    assert await refusal(anext(stream)) == (grpc.StatusCode.UNIMPLEMENTED, "statistics are not available", False)
 
 
 async def test_replies_have_what_the_agent_reads_unchecked(wire: Wire) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from zlayer_driver.config import PluginConfig, parse
-from zlayer_driver.wire import codec, hclspec
+from zlayer_driver.wire import codec, hclspec, stats
 from zlayer_driver.wire._gen import base_pb2 as pb
 from zlayer_driver.wire.verbs import DriverVerbs
 
@@ -11,8 +13,11 @@ API_VERSION = "v0.1.0"
 
 
 class BasePlugin:
-    def __init__(self, driver: DriverVerbs) -> None:
+    """``know_cores`` is told what Nomad counts one core of this node as, in MHz."""
+
+    def __init__(self, driver: DriverVerbs, know_cores: Callable[[float], None]) -> None:
         self._driver = driver
+        self._know_cores = know_cores
 
     async def plugin_info(self, _: pb.PluginInfoRequest) -> pb.PluginInfoResponse:
         return pb.PluginInfoResponse(
@@ -25,4 +30,5 @@ class BasePlugin:
     async def set_config(self, request: pb.SetConfigRequest) -> pb.SetConfigResponse:
         config = parse(PluginConfig, codec.config_from(request.msgpack_config, what="plugin config"), what="plugin config")
         await self._driver.set_config(config, validate_only=not request.HasField("nomad_config"))
+        self._know_cores(stats.core_mhz(request.nomad_config.driver.Topology))
         return pb.SetConfigResponse()

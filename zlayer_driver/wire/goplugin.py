@@ -85,7 +85,7 @@ async def serve(factory: Callable[[], DriverVerbs], announce: Callable[[str], No
     for name in ("GRPCBroker", "GRPCController", "GRPCStdio"):
         services.add(plugin_pb2.DESCRIPTOR.services_by_name[name], plugin)
     services.add(health_pb2.DESCRIPTOR.services_by_name["Health"], plugin)
-    server = grpc.aio.server(handlers=[services], options=rpc.UNLIMITED)
+    server = rpc.server(services)
     path = socket.choose(os.environ)
     try:
         with socket.private():
@@ -105,8 +105,9 @@ def add_driver(services: rpc.Services, driver: DriverVerbs) -> None:
     from zlayer_driver.wire import base, servicer  # noqa: PLC0415 - they bring pydantic, half of what a start may cost
     from zlayer_driver.wire._gen import base_pb2, driver_pb2  # noqa: PLC0415 - as above
 
-    services.add(base_pb2.DESCRIPTOR.services_by_name["BasePlugin"], base.BasePlugin(driver))
-    services.add(driver_pb2.DESCRIPTOR.services_by_name["Driver"], servicer.DriverService(driver))
+    service = servicer.DriverService(driver)
+    services.add(base_pb2.DESCRIPTOR.services_by_name["BasePlugin"], base.BasePlugin(driver, service.know_cores))
+    services.add(driver_pb2.DESCRIPTOR.services_by_name["Driver"], service)
 
 
 async def _end(driver: DriverVerbs, server: grpc.aio.Server) -> None:

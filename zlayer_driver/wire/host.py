@@ -28,7 +28,6 @@ from zlayer_driver.wire._gen import base_pb2, driver_pb2, hclspec_pb2, plugin_pb
 from zlayer_driver.wire.base import API_VERSION
 
 EXIT_TIMEOUT_S = 2.0
-_CHANNEL = (*rpc.UNLIMITED, ("grpc.default_authority", "unused"))
 
 
 class PluginHost:
@@ -44,7 +43,7 @@ class PluginHost:
         self.exited = exited
         self.logs = logs
         self._task_schema: hclspec_pb2.Spec | None = None
-        self._channel = grpc.aio.insecure_channel(f"unix:{address}", options=_CHANNEL)
+        self._channel = rpc.channel(address)
         services = plugin_pb2.DESCRIPTOR.services_by_name
         self._controller = rpc.Client(self._channel, services["GRPCController"])
         self._broker = rpc.Client(self._channel, services["GRPCBroker"])

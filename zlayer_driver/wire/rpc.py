@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from zlayer_driver.errors import DriverError, InternalError
 from zlayer_driver.wire import status
 
-UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -45,6 +45,16 @@ class Services(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
+
+
+def server(services: Services) -> grpc.aio.Server:
+    """Not bound to a port yet. Message sizes are unlimited both ways, as they are at Nomad's end."""
+    return grpc.aio.server(handlers=[services], options=_UNLIMITED)
+
+
+def channel(path: str) -> grpc.aio.Channel:
+    """To the unix socket at ``path``."""
+    return grpc.aio.insecure_channel(f"unix:{path}", options=(*_UNLIMITED, ("grpc.default_authority", "unused")))
 
 
 def _handler(method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
 
 from zlayer_driver.config import TaskConfig
-from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
-from zlayer_driver.wire import codec, hclspec, replies, socket
+from zlayer_driver.errors import InvalidSpec, NotFound
+from zlayer_driver.wire import codec, hclspec, replies, socket, stats, streams
 from zlayer_driver.wire._gen import driver_pb2 as pb
 from zlayer_driver.wire._gen import task_pb2 as task
 from zlayer_driver.wire.verbs import DriverVerbs
 
+_SHORTEST_INTERVAL_S = 0.1
 _Isolation = task.NetworkIsolationSpec.NetworkIsolationMode
 
 
 class DriverService:
     def __init__(self, driver: DriverVerbs) -> None:
         self._driver = driver
+        self._core_mhz = 0.0
+
+    def know_cores(self, core_mhz: float) -> None:
+        """What Nomad counts one core of this node as."""
+        self._core_mhz = core_mhz
 
     async def init(self, _: pb.InitRequest) -> pb.InitResponse:
         socket.sweep(socket.home(os.environ))
@@ -87,8 +94,24 @@ class DriverService:
         async for event in self._driver.events():
             yield replies.event_message(event)
 
-    def task_stats(self, _: pb.TaskStatsRequest) -> AsyncIterator[pb.TaskStatsResponse]:
-        raise Unsupported("task statistics are not available")
+    async def task_stats(self, request: pb.TaskStatsRequest) -> AsyncIterator[pb.TaskStatsResponse]:
+        """A sample at once, then one each interval, until the client has enough: it ends the call with the task."""
+        interval_s = max(codec.seconds(request.collection_interval), _SHORTEST_INTERVAL_S)
+        meter = stats.Meter(self._core_mhz, interval_s)
+        while True:
+            async for sample in await self._driver.stats(request.task_id):
+                if meter.due(sample):
+                    yield pb.TaskStatsResponse(stats=meter.message(sample))
+            await asyncio.sleep(interval_s)
+
+    async def exec_task_streaming(
+        self, requests: AsyncIterator[pb.ExecTaskStreamingRequest]
+    ) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
+        """The command ends with its output, or is killed when the client goes."""
+        setup = await streams.setup(requests)
+        events = await self._driver.stream_exec(setup.task_id, tuple(setup.command), tty=setup.tty, stdin=streams.stdin(requests))
+        async for reply in streams.replies(events, tty=setup.tty):
+            yield reply
 
     async def shutdown(self, _: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Only a notice: the host asks the process to exit right after, and that ends the driver."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, TaskEvent, TaskRequest, TaskStatus
+from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
 
 
 class DriverVerbs(Protocol):
@@ -45,6 +46,16 @@ class DriverVerbs(Protocol):
     async def signal_task(self, task_id: str, signal: str) -> None: ...
 
     async def exec_task(self, task_id: str, argv: Sequence[str], *, timeout_s: float) -> ExecResult: ...
+
+    async def stream_exec(
+        self, task_id: str, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput]
+    ) -> AsyncIterator[ExecEvent]:
+        """Output as it comes, then the exit. Closing the iterator kills the command."""
+        ...
+
+    async def stats(self, task_id: str) -> AsyncIterator[UsageSample]:
+        """What the task uses, a sample at once; further ones at the backend's own pace, or none."""
+        ...
 
     def events(self) -> AsyncIterator[TaskEvent]: ...
 

@@ -1,0 +1,50 @@
+"""The messages of an exec session, as the input and output of a command.
+
+The first message of the client is the setup. After it come input, its end, window sizes, and every ten seconds a message with nothing
+in it, which keeps the connection alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.readings import Channel, ExecEvent, ExecInput, WindowSize
+from zlayer_driver.wire._gen import driver_pb2 as pb
+from zlayer_driver.wire._gen import task_pb2 as task
+
+_CLOSE = pb.ExecTaskStreamingIOOperation(close=True)
+
+
+async def setup(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> pb.ExecTaskStreamingRequest.Setup:
+    async for request in requests:
+        if request.setup.command:
+            return request.setup
+        break
+    raise InvalidSpec("exec has no command", hint="the first message must be a setup with at least one argument")
+
+
+async def stdin(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> AsyncIterator[ExecInput]:
+    """Ends where the client closes the command's input; messages after that are not read."""
+    async for request in requests:
+        if request.HasField("tty_size"):
+            yield WindowSize(rows=request.tty_size.height, columns=request.tty_size.width)
+        if request.stdin.data:
+            yield request.stdin.data
+        if request.stdin.close:
+            return
+
+
+async def replies(events: AsyncIterator[ExecEvent], *, tty: bool) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
+    """Output, the end of each stream of it, and last the exit. A terminal has one stream only."""
+    async for event in events:
+        operation = pb.ExecTaskStreamingIOOperation(data=event.data)
+        if event.exit_code is not None:
+            yield pb.ExecTaskStreamingResponse(stdout=_CLOSE)
+            if not tty:
+                yield pb.ExecTaskStreamingResponse(stderr=_CLOSE)
+            yield pb.ExecTaskStreamingResponse(exited=True, result=task.ExitResult(exit_code=event.exit_code))
+        elif event.channel is Channel.STDERR and not tty:
+            yield pb.ExecTaskStreamingResponse(stderr=operation)
+        else:
+            yield pb.ExecTaskStreamingResponse(stdout=operation)
