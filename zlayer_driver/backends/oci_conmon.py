@@ -48,8 +48,11 @@ async def create(bundle: Bundle, runtime: str, runtime_args: tuple[str, ...], en
         finally:
             os.close(writer)
         # The process that we start forks conmon itself and goes; when `create` is done is told on the pipe alone.
-        await reap(conmon)
-        answer = await _answer(reader)
+        async with asyncio.timeout(_CREATE_TIMEOUT_S):
+            await reap(conmon)
+            answer = await _answer(reader)
+    except TimeoutError:
+        raise TimedOut(f"the creation of container {bundle.id!r}", _CREATE_TIMEOUT_S) from None
     finally:
         os.close(reader)
     return _understood(bundle, answer)
@@ -74,17 +77,14 @@ async def _answer(reader: int) -> bytes:
     readable = asyncio.Event()
     loop.add_reader(reader, readable.set)
     try:
-        async with asyncio.timeout(_CREATE_TIMEOUT_S):
-            while not data.endswith(b"\n") and len(data) < _LIMIT:
-                await readable.wait()
-                readable.clear()
-                with suppress(BlockingIOError):
-                    chunk = os.read(reader, _LIMIT)
-                    if not chunk:
-                        break
-                    data += chunk
-    except TimeoutError:
-        raise TimedOut("the creation of a container", _CREATE_TIMEOUT_S) from None
+        while not data.endswith(b"\n") and len(data) < _LIMIT:
+            await readable.wait()
+            readable.clear()
+            with suppress(BlockingIOError):
+                chunk = os.read(reader, _LIMIT)
+                if not chunk:
+                    break
+                data += chunk
     finally:
         loop.remove_reader(reader)
     return data

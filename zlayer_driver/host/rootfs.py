@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from zlayer_driver.errors import InvalidSpec
+
 # openat2(2): the number is the same on every architecture; struct open_how is flags, mode, resolve.
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -34,12 +36,14 @@ def open_in(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_in(root: Path, path: str, limit_bytes: int) -> bytes:
-    """The first bytes of a regular file of the tree; empty if it has no such file."""
+    """The first bytes of a regular file of the tree; empty if it has no such file. `InvalidSpec` if something else has its name."""
     try:
         fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+    except FileNotFoundError:
         return b""
+    except OSError as error:
+        raise InvalidSpec(f"the image's {path} cannot be read: {error.strerror}") from error
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b""
+            raise InvalidSpec(f"the image's {path} is not a regular file")
         return file.read(limit_bytes)

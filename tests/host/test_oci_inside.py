@@ -1,0 +1,218 @@
+"""What a task finds in its container: asked of the container itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.host.oci_lab import OneImage, backend, handle, shell
+from zlayer_driver.errors import DriverError, InvalidSpec
+from zlayer_driver.host import cgroups
+from zlayer_driver.model import Device, Exit, Mount, Network, Resources, Security, TaskSpec
+
+pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
+
+
+async def said(root: Path, images: OneImage, spec: TaskSpec) -> list[str]:
+    """The lines that a task prints, stdout and stderr together, having ended with 0."""
+    oci = backend(root, images)
+    log = root / f"said-{spec.id}"
+    spec = dataclasses.replace(spec, stdout_path=str(log), stderr_path=str(log))
+    task = handle(spec.id, await oci.start(spec))
+    try:
+        end = await oci.wait(task)
+    finally:
+        await oci.destroy(task)
+    assert (end, log.read_text()) == (Exit(0), log.read_text())
+    return log.read_text().splitlines()
+
+
+async def test_user_groups_and_home_come_from_the_image(root: Path, images: OneImage) -> None:
+    assert await said(root, images, shell("one", "id -u; id -g; id -G; echo $HOME", user="worker")) == [
+        "1000",
+        "1001",
+        "1001 29 30",
+        "/home/worker",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("user", "ids"), [("", "0:0"), ("1000", "1000:1001"), ("4711", "4711:0"), ("7:8", "7:8"), ("worker:audio", "1000:29")]
+)
+async def test_ways_to_name_a_user(root: Path, images: OneImage, user: str, ids: str) -> None:
+    assert await said(root, images, shell("one", "echo $(id -u):$(id -g)", user=user)) == [ids]
+
+
+async def test_environment_and_working_directory(root: Path, images: OneImage) -> None:
+    spec = shell("one", 'pwd; echo "$PATH $A $B"', env={"A": "a b", "B": "x=y"}, work_dir="/made/for this")
+    assert await said(root, images, spec) == ["/made/for this", "/bin a b x=y"]
+
+
+async def test_image_defaults(root: Path, images: OneImage) -> None:
+    own = OneImage(
+        images.root,
+        entrypoint=("/bin/sh", "-c"),
+        cmd=("echo $WHO; pwd; id -u",),
+        env=("PATH=/bin", "WHO=image"),
+        work_dir="/srv",
+        user="worker",
+    )
+    assert await said(root, own, TaskSpec(id="one", name="one", image="example.org/busybox:1")) == ["image", "/srv", "1000"]
+
+
+async def test_upper_layers_win_and_what_is_written_stays_with_the_container(root: Path, images: OneImage) -> None:
+    assert await said(root, images, shell("one", "cat /srv/mark; echo changed > /srv/mark; cat /srv/mark")) == ["upper layer", "changed"]
+    assert (images.root / "top/srv/mark").read_text() == "upper layer\n"
+
+
+async def test_mounts(root: Path, images: OneImage) -> None:
+    for name in ("rw", "ro"):
+        (root / name).mkdir()
+    mounts = (
+        Mount(source=str(root / "ro"), target="/data/ro", read_only=True),
+        Mount(source=str(root / "rw"), target="/data"),
+        Mount(kind="tmpfs", target="/scratch", size_bytes=1 << 20),
+    )
+    script = "echo x > /data/file; echo x > /data/ro/file || echo refused; dd if=/dev/zero of=/scratch/f bs=4M count=1 || echo full"
+    told = await said(root, images, shell("one", script, mounts=mounts))
+    assert "refused" in told
+    assert "full" in told
+    assert (root / "rw/file").read_text() == "x\n"
+
+
+async def test_read_only_root(root: Path, images: OneImage) -> None:
+    spec = shell("one", "touch /new || echo refused; touch /dev/shm/new && echo shm", security=Security(readonly_rootfs=True))
+    assert (await said(root, images, spec))[-2:] == ["refused", "shm"]
+
+
+@pytest.mark.parametrize(("network", "own"), [(Network(mode="host"), False), (Network(mode="none"), True)], ids=["host", "none"])
+async def test_network_modes(root: Path, images: OneImage, network: Network, own: bool) -> None:
+    told = await said(root, images, shell("one", "ls -l /proc/self/ns/net | awk '{print $NF}'; ls /sys/class/net", network=network))
+    assert (told[0] != str(Path("/proc/self/ns/net").readlink())) == own
+    assert (told[1:] == ["lo"]) or not own
+
+
+async def test_files_of_the_node(root: Path, images: OneImage) -> None:
+    network = Network(
+        mode="none",
+        hostname="box",
+        dns_servers=("10.0.0.53",),
+        dns_searches=("a.example", "b.example"),
+        dns_options=("ndots:2",),
+        extra_hosts=(("db", "10.0.0.9"),),
+    )
+    told = await said(root, images, shell("one", "hostname; cat /etc/hostname /etc/resolv.conf /etc/hosts", network=network))
+    assert told[:5] == ["box", "box", "nameserver 10.0.0.53", "search a.example b.example", "options ndots:2"]
+    assert "10.0.0.9\tdb" in told
+    assert "127.0.0.1\tlocalhost" in told
+
+
+async def test_host_network_keeps_the_nodes_name(root: Path, images: OneImage) -> None:
+    assert await said(root, images, shell("one", "hostname")) == [socket.gethostname()]
+
+
+async def test_capabilities(root: Path, images: OneImage) -> None:
+    script = "awk '/Cap(Eff|Bnd|Inh|Amb)|NoNew|Seccomp:/ {print $2}' /proc/self/status"
+    default = await said(root, images, shell("one", script))
+    assert default == ["0000000000000000", "00000000a80425fb", "00000000a80425fb", "0000000000000000", "0", "2"]
+    changed = shell("two", script, security=Security(cap_add=("net_admin",), cap_drop=("CAP_MKNOD", "chown")))
+    assert (await said(root, images, changed))[1] == "00000000a00435fa"
+    nothing = shell("three", script, security=Security(cap_drop=("all",)))
+    assert (await said(root, images, nothing))[1] == "0000000000000000"
+
+
+async def test_privileged(root: Path, images: OneImage) -> None:
+    script = "awk '/CapEff|Seccomp:/ {print $2}' /proc/self/status; mount -t tmpfs none /tmp && echo mounted; test -c /dev/net/tun || test -c /dev/kmsg && echo devices"
+    told = await said(root, images, shell("one", script, security=Security(privileged=True)))
+    bounding = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd"))
+    assert told == [bounding, "0", "mounted", "devices"]
+
+
+async def test_what_reaches_into_the_machine_is_out_of_reach(root: Path, images: OneImage) -> None:
+    script = """
+        cat /proc/kcore /proc/keys /proc/timer_list | head -c 1
+        ls /sys/firmware
+        echo 1 > /proc/sys/kernel/core_pattern || echo sys
+        echo 1 > /proc/sysrq-trigger || echo sysrq
+        mount -t tmpfs none /tmp || echo mount
+        ls /proc/self/fd | wc -l
+    """
+    told = await said(root, images, shell("one", script))
+    assert [line for line in told if ":" not in line] == ["sys", "sysrq", "mount", "4"]
+
+
+async def test_devices(root: Path, images: OneImage) -> None:
+    devices = (Device("/dev/net/tun", "/dev/tunnel", "r"),)
+    script = "(: < /dev/tunnel) && echo read; (: > /dev/tunnel) || echo refused; ls /dev/kmsg || echo none"
+    told = await said(root, images, shell("one", script, devices=devices))
+    assert [line for line in told if ":" not in line] == ["read", "refused", "none"]
+
+
+async def test_limits_reach_the_kernel(root: Path, images: OneImage) -> None:
+    limits = Resources(
+        cpu_shares=512, cpu_quota_us=50_000, cpuset_cpus="0", memory_bytes=64 << 20, memory_reservation_bytes=32 << 20, pids=20
+    )
+    if cgroups.trees().mode is cgroups.Mode.V2:
+        names: tuple[str, ...] = ("cpu.max", "cpuset.cpus", "memory.max", "memory.low", "memory.swap.max", "pids.max")
+        wanted = ["50000 100000", "0", str(64 << 20), str(32 << 20), "0", "20"]
+    else:
+        names = (
+            "cpu/cpu.shares",
+            "cpu/cpu.cfs_quota_us",
+            "cpuset/cpuset.cpus",
+            "memory/memory.limit_in_bytes",
+            "memory/memory.soft_limit_in_bytes",
+            "memory/memory.memsw.limit_in_bytes",
+            "pids/pids.max",
+        )
+        wanted = ["512", "50000", "0", str(64 << 20), str(32 << 20), str(64 << 20), "20"]
+    script = "cd /sys/fs/cgroup; cat " + " ".join(names) + "; echo nproc $(nproc)"
+    assert await said(root, images, shell("one", script, resources=limits)) == [*wanted, "nproc 1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"security": Security(cap_add=("frobnicate",))}, "CAP_FROBNICATE is no capability"),
+        ({"mounts": (Mount(source="/no/such", target="/x"),)}, "'/no/such', to be mounted at '/x', does not exist"),
+        ({"mounts": (Mount(source="/tmp", target="/x/../../y"),)}, "is not an absolute path without '..'"),
+        ({"devices": (Device("/dev/no-such", "/dev/x"),)}, "device '/dev/no-such' cannot be used"),
+        ({"devices": (Device("/tmp", "/dev/x"),)}, "'/tmp' is not a device node"),
+        ({"work_dir": "srv"}, "working directory 'srv' is not absolute"),
+        ({"user": "worker:nogroup"}, "group 'nogroup' is not in the image's /etc/group"),
+        ({"env": {"A": "x\0y"}}, "has a NUL byte"),
+        ({"network": Network(mode="path", netns_path="/no/such/netns")}, "/no/such/netns"),
+        ({"network": Network(mode="none", extra_hosts=(("a\nb", "1"),))}, "is no host name"),
+        ({"resources": Resources(cpuset_cpus="99")}, "99"),
+        ({"stdout_path": "/no/such/dir/fifo"}, "cannot open log '/no/such/dir/fifo'"),
+    ],
+)
+async def test_a_spec_that_cannot_be_met_is_one_sentence(root: Path, images: OneImage, changes: dict[str, object], text: str) -> None:
+    with pytest.raises(DriverError) as caught:
+        await backend(root, images).start(shell("one", "true", **changes))
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_links_of_an_image_lead_nowhere_else(root: Path, tmp_path: Path) -> None:
+    trap = OneImage(tmp_path / "trap")
+    trap.fill()
+    outside = tmp_path / "passwd"
+    outside.write_text("outsider:x:0:0::/:/bin/sh\n")
+    (trap.root / "base/etc/passwd").unlink()
+    (trap.root / "base/etc/passwd").symlink_to(f"../../../../../../../../..{outside}")
+    with pytest.raises(InvalidSpec, match="outsider"):
+        await backend(root, trap).start(shell("one", "true", user="outsider"))
+
+
+async def test_a_user_table_that_would_block_its_reader(root: Path, tmp_path: Path) -> None:
+    trap = OneImage(tmp_path / "trap")
+    trap.fill()
+    (trap.root / "base/etc/passwd").unlink()
+    os.mkfifo(trap.root / "base/etc/passwd")
+    with pytest.raises(InvalidSpec, match="/etc/passwd is not a regular file"):
+        await backend(root, trap).start(shell("one", "true"))
