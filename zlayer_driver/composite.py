@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -88,7 +89,7 @@ class Composite:
         if Target.PRIMARY not in backends:
             raise InternalError("a node was assembled without a primary backend")
         self._backends = {target: backends[target] for target in Target if target in backends}
-        self._abilities = {target: abilities(backend) for target, backend in self._backends.items()}
+        self._abilities = {target: abilities(backend) | {Backend} for target, backend in self._backends.items()}
         self.shape = NodeShape(native_os, frozenset(self._backends))
         self._fallback = tuple(fallback)
         self._on_fallback = on_fallback
@@ -132,7 +133,7 @@ class Composite:
         if (record := self._records.get(task_id)) and record.target is target:
             return
         try:
-            await _to_its_end(self._backends[target].destroy(self._nameless(task_id, target)))
+            await _to_its_end(self._backends[target].destroy(self._by_id(task_id, target)))
         except DriverError as error:
             _log.warning("what a cancelled start of %r made on %s could not be removed: %s", task_id, target, error)
 
@@ -158,7 +159,7 @@ class Composite:
         """Removes, on every target, what an earlier process may have left under an id that has no record."""
         async with self._lock(task_id):
             for target, backend in self._backends.items():
-                await _to_its_end(backend.destroy(self._nameless(task_id, target)))
+                await _to_its_end(backend.destroy(self._by_id(task_id, target)))
 
     def owner(self, task_id: str) -> Target:
         """The target that has the container."""
@@ -192,14 +193,14 @@ class Composite:
     async def read(self, task_id: str, method: Callable[Concatenate[Any, Handle, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The first answer, of the owner before the others. Without one: the last error that is not `NotFound`, else the last."""
         handle = self._record(task_id)
-        told: DriverError | None = None
+        errors: list[DriverError] = []
         for target in (handle.target, *(other for other in self._backends if other is not handle.target)):
             try:
-                asked = handle if target is handle.target else self._nameless(task_id, target)
+                asked = handle if target is handle.target else self._by_id(task_id, target)
                 return await self._ability(target, method)(asked, *args, **kwargs)
             except DriverError as error:
-                told = _weightier(told, error)
-        raise told or InternalError("a node has no backend")
+                errors.append(error)
+        raise reduce(_weightier, errors)
 
     async def stream_logs(self, task_id: str, options: LogOptions) -> AsyncIterator[LogChunk]:
         """A backend's own stream, else one that ends, made of the lines captured so far."""
@@ -233,7 +234,7 @@ class Composite:
         fail. Under `PullPolicy.IF_NOT_PRESENT` an image that any target lists is not asked of the primary; the others still fill
         their own stores from it. ``report`` gets a first and a last step at least.
         """
-        tell = report or _unheard
+        tell: Report = report or (lambda _step: None)
         tell(PullProgress(image, "resolve"))
         present = policy is PullPolicy.IF_NOT_PRESENT and await self._is_listed(image)
         for target in self._backends:
@@ -275,13 +276,13 @@ class Composite:
 
     async def first(self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The first answer, in the order of the targets; without one, the first error."""
-        first: DriverError | None = None
+        errors: list[DriverError] = []
         for target in self._backends:
             try:
                 return await self._ability(target, method)(*args, **kwargs)
             except DriverError as error:
-                first = first or error
-        raise first or InternalError("a node has no backend")
+                errors.append(error)
+        raise errors[0]
 
     async def list_images(self) -> list[ImageRecord]:
         """The images of all targets, each reference once; the last error if no target answers."""
@@ -348,9 +349,8 @@ class Composite:
 
     def _ability(self, target: Target, method: Callable[Concatenate[Any, P], T]) -> Callable[P, T]:
         """The target's own ``method``."""
-        ability = declared_in(method)
         backend = self._backends[target]
-        if ability is not Backend and ability not in self._abilities[target]:
+        if declared_in(method) not in self._abilities[target]:
             raise Unsupported(f"backend {backend.name} on target {target} cannot {method.__name__.replace('_', ' ')}")
         bound: Callable[P, T] = getattr(backend, method.__name__)
         return bound
@@ -361,7 +361,7 @@ class Composite:
         except KeyError:
             raise NotFound(task_id, "this node has no record of it") from None
 
-    def _nameless(self, task_id: str, target: Target) -> Handle:
+    def _by_id(self, task_id: str, target: Target) -> Handle:
         """A handle for a target that never gave one for this id."""
         return Handle(task_id, target, self._backends[target].name, {})
 
@@ -370,20 +370,24 @@ class Composite:
 
 
 async def _to_its_end(work: Awaitable[T]) -> T:
-    """The result of ``work``, which goes on to its end even if the caller is cancelled; the cancellation follows then."""
+    """The result of ``work``, which goes on to its end however often the caller is cancelled; the cancellation follows then."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if error := task.exception():
-            _log.warning("failed while its caller was cancelled: %s", error)
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (failure := task.exception()):
+        _log.warning("failed while its caller was cancelled: %s", failure)
+    raise cancelled
 
 
-def _weightier(told: DriverError | None, error: DriverError) -> DriverError:
+def _weightier(told: DriverError, error: DriverError) -> DriverError:
     """The one to tell of two misses in a row: «not here» says less than anything else, and of equals the later counts."""
-    return told if told and isinstance(error, NotFound) and not isinstance(told, NotFound) else error
+    return told if isinstance(error, NotFound) and not isinstance(told, NotFound) else error
 
 
 async def _instead(error: DriverError, reading: Awaitable[T]) -> T:
@@ -392,7 +396,3 @@ async def _instead(error: DriverError, reading: Awaitable[T]) -> T:
         return await reading
     except DriverError as second:
         raise _weightier(error, second) from None
-
-
-def _unheard(step: PullProgress) -> None:
-    del step

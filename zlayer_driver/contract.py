@@ -5,8 +5,10 @@ found once when the backend is registered (`abilities`). No method exists to say
 
 `start` may be called for a task whose earlier, half-made container is still on disk (the plugin was killed in between, and Nomad repeats
 the call with the same id): it removes that first. `wait` may be cancelled and repeated without touching the task. `stop`
-and `destroy` of a task that is gone succeed. After a cancelled `start`, `destroy` is called with a handle whose ``data`` is empty: it
-removes whatever there is under the task id.
+and `destroy` of a task that is gone succeed.
+
+A handle whose ``data`` is empty names a container by its task id alone: `destroy` removes whatever there is under it (as after a cancelled
+`start`), and a read (``Has…``, ``CanStream…``) is answered if the backend has the container.
 
 Every method raises only `zlayer_driver.errors`; of a container that the backend does not have, `NotFound`. A method that gives an
 async iterator fails, if it fails, before it gives it.

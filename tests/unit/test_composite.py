@@ -196,9 +196,10 @@ async def test_cancelled_destroy_goes_on_to_its_end() -> None:
     backend.go_on.clear()
     destroying = asyncio.create_task(composite.destroy("task"))
     await backend.destroying.wait()
-    destroying.cancel()
-    await asyncio.sleep(0)
-    assert not destroying.done()
+    for _ in range(2):
+        destroying.cancel()
+        await asyncio.sleep(0)
+        assert not destroying.done()
     backend.go_on.set()
     await asyncio.wait([destroying])
     assert composite.handles() == ()
