@@ -5,16 +5,16 @@ BIN := .venv/bin
 .PHONY: run test check bench asan setup clean
 
 run: setup
-	@$(BIN)/python -m tools.demo
+	@tools/enter $(BIN)/python -m tools.demo
 
 test: setup
-	@$(BIN)/python -m pytest tests
+	@tools/enter $(BIN)/python -m pytest tests
 
 check: setup
 	@$(BIN)/python -m pytest tests/repo
 
 bench: setup
-	@$(BIN)/python -m pytest benchmarks --benchmark-only
+	@tools/enter $(BIN)/python -m pytest benchmarks --benchmark-only
 
 asan: setup
 	@tools/asan
