@@ -1,7 +1,8 @@
 """A driver without containers. A task's ``image`` says what happens to it.
 
 ``exit:N`` and ``exit:N:SIGNAL`` end at once, ``fail:KIND`` does not start, ``hold`` runs until it is stopped, and ``child`` does too but
-leaves a real process behind that inherits whatever this one lets it. Run as a program, it is a plugin.
+leaves a real process behind that inherits whatever this one lets it. ``undo:PATH`` starts for ever and takes a while to undo it, ``stuck``
+starts for ever in a thread. Run as a program, it is a plugin.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import DriverError, InvalidSpec, NotFound, PullFailed, RouteToPeer, StartFailed, Unsupported
@@ -71,11 +74,23 @@ class ScriptedDriver:
             raise FAILURES[what]
         if kind == "bug":
             raise ZeroDivisionError("secret of the house")
+        if kind == "undo":
+            await self._start_for_ever(Path(what))
+        if kind == "stuck":
+            await asyncio.to_thread(threading.Event().wait)
         if kind == "child":
             self._spawn()
         self._run(request.id, request.name, image)
         data = {"image": image, "children": [child.pid for child in self.children]}
         return Handle(request.id, Target.PRIMARY, "scripted", data)
+
+    async def _start_for_ever(self, undone: Path) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(100):
+                await asyncio.to_thread(undone.parent.stat)
+            undone.touch()
 
     def _spawn(self) -> None:
         self.children.append(subprocess.Popen(["sleep", "60"]))

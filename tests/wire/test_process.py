@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket as sockets
@@ -147,6 +148,27 @@ async def test_open_calls_do_not_hold_the_exit_and_are_cut_not_answered(host: Pl
     await asyncio.gather(*streams, return_exceptions=True)
 
 
+async def starting(host: PluginHost, image: str) -> asyncio.Task[Handle]:
+    """A start that the plugin is at work on."""
+    begun = asyncio.create_task(host.start_task(request(image)))
+    await anext(host.events())
+    return begun
+
+
+async def test_a_start_that_is_under_way_is_undone_before_the_exit(host: PluginHost, tmp_path: Path) -> None:
+    begun = await starting(host, f"undo:{tmp_path}/undone")
+    assert await host.stop()
+    assert (tmp_path / "undone").exists()
+    assert isinstance((await asyncio.gather(begun, return_exceptions=True))[0], DriverError)
+
+
+async def test_a_thread_that_hangs_does_not_hold_the_exit(host: PluginHost, tmp_path: Path) -> None:
+    begun = await starting(host, "stuck")
+    assert await host.stop()
+    assert list(tmp_path.iterdir()) == []
+    await asyncio.gather(begun, return_exceptions=True)
+
+
 async def test_a_killed_plugin_is_replaced_and_recovers(env: dict[str, str], tmp_path: Path) -> None:
     async with PluginHost.launch(PLUGIN, env=env) as first:
         handle = await first.start_task(request("exit:7"))
@@ -199,12 +221,16 @@ async def test_a_program_that_is_no_plugin_says_so(env: dict[str, str]) -> None:
             pytest.fail("it is no plugin")
 
 
-async def test_a_path_that_no_socket_can_have(env: dict[str, str], tmp_path: Path) -> None:
-    long = tmp_path / ("d" * 100)
-    long.mkdir()
+@pytest.mark.parametrize(("directory", "says"), [("d" * 100, "shorter directory"), ("nowhere", "may write to")])
+async def test_a_socket_that_cannot_be_is_said_in_one_line(env: dict[str, str], tmp_path: Path, directory: str, says: str) -> None:
+    argv = ["sh", "-c", f"PLUGIN_UNIX_SOCKET_DIR={tmp_path}/{directory} exec {' '.join(PLUGIN)} 2>{tmp_path}/log"]
     with pytest.raises(DriverError, match="no plugin"):
-        async with PluginHost.launch(PLUGIN, env={**env, "TMPDIR": str(long)}):
+        async with PluginHost.launch(argv, env=env):
             pytest.fail("it cannot start")
+    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    entry = json.loads(line)
+    assert entry["@level"] == "error"
+    assert says in entry["error"]
 
 
 def test_only_dead_plugins_sockets_are_swept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def entry() -> None:
     if len(sys.argv) == 1 and COOKIE_NAME in os.environ:
         from zlayer_driver.cli.serve import serve  # noqa: PLC0415  # the one of the two that is needed
 
-        serve()
+        sys.exit(serve())
     else:
         from zlayer_driver.cli.commands import cli  # noqa: PLC0415
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from zlayer_driver.driver import Driver
 
 
-def serve() -> None:
-    """Returns when Nomad has asked the plugin to go."""
-    goplugin.main(_driver)
+def serve() -> int:
+    """The exit status, when Nomad has asked the plugin to go."""
+    return goplugin.main(_driver)
 
 
 def _driver() -> Driver:
-    from zlayer_driver.driver import Driver  # noqa: PLC0415 - made after the handshake line, in the time that the host needs to dial
+    from zlayer_driver.driver import Driver  # noqa: PLC0415  # made after the handshake line, in the time that the host needs to dial
 
     return Driver()

@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.wire import hclog, rpc, socket
 from zlayer_driver.wire._gen import health_pb2, plugin_pb2
 
@@ -31,7 +33,7 @@ APP_VERSION = 2
 
 # The host kills what is still there two seconds after it asked the plugin to exit. Ours end in this order, well before.
 _CALLS_END_S = 0.1
-_DRIVER_END_S = 1.0
+_DRIVER_END_S = 1.2
 _LAST_RESORT_S = 1.7
 
 _NOTHING: tuple[Any, ...] = ()
@@ -88,29 +90,36 @@ async def serve(factory: Callable[[], DriverVerbs], announce: Callable[[str], No
     server = rpc.server(services)
     path = socket.choose(os.environ)
     try:
-        with socket.private():
-            server.add_insecure_port(f"unix:{path}")
+        _bind(server, path)
         socket.share(path, os.environ)
         await server.start()
         announce(f"{CORE_VERSION}|{APP_VERSION}|unix|{path}|grpc|\n")
         driver = factory()
         add_driver(services, driver)
         await plugin.asked_to_exit.wait()
-        await _end(driver, server)
+        await _end(server, services, driver)
     finally:
         path.unlink(missing_ok=True)
 
 
+def _bind(server: grpc.aio.Server, path: Path) -> None:
+    try:
+        with socket.private():
+            server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen at {str(path)!r}", hint="set TMPDIR to a directory that this user may write to") from error
+
+
 def add_driver(services: rpc.Services, driver: DriverVerbs) -> None:
-    from zlayer_driver.wire import base, servicer  # noqa: PLC0415 - they bring pydantic, half of what a start may cost
-    from zlayer_driver.wire._gen import base_pb2, driver_pb2  # noqa: PLC0415 - as above
+    from zlayer_driver.wire import base, servicer  # noqa: PLC0415  # they bring pydantic, half of what a start may cost
+    from zlayer_driver.wire._gen import base_pb2, driver_pb2  # noqa: PLC0415  # as above
 
     service = servicer.DriverService(driver)
     services.add(base_pb2.DESCRIPTOR.services_by_name["BasePlugin"], base.BasePlugin(driver, service.know_cores))
     services.add(driver_pb2.DESCRIPTOR.services_by_name["Driver"], service)
 
 
-async def _end(driver: DriverVerbs, server: grpc.aio.Server) -> None:
+async def _end(server: grpc.aio.Server, services: rpc.Services, driver: DriverVerbs) -> None:
     """Open calls are cut, not answered: an answer to WaitTask would be taken for the task's exit, and the task runs on.
 
     A thread that is stuck in a system call would hold the process for ever; the kernel's timer ends it all the same.
@@ -119,6 +128,7 @@ async def _end(driver: DriverVerbs, server: grpc.aio.Server) -> None:
     await server.stop(_CALLS_END_S)
     try:
         async with asyncio.timeout(_DRIVER_END_S):
+            await services.unwound()
             await driver.shutdown()
     except TimeoutError:
         _log.warning("the driver did not end in time; its tasks run on", extra={"timeout_s": _DRIVER_END_S})
@@ -152,5 +162,9 @@ def main(factory: Callable[[], DriverVerbs]) -> int:
     def announce(line: str) -> None:
         os.write(out, line.encode())
 
-    asyncio.run(serve(factory, announce))
+    try:
+        asyncio.run(serve(factory, announce))
+    except DriverError as error:
+        _log.error("the plugin cannot start", extra={"error": str(error)})
+        return 1
     return 0

@@ -25,7 +25,7 @@ class Handler(logging.Handler):
             os.write(self._fd, line(record))
         except BrokenPipeError:
             pass  # the agent died; the plugin and its containers do not
-        except Exception:  # noqa: BLE001 - the contract of a logging handler
+        except Exception:  # noqa: BLE001  # the contract of a logging handler
             self.handleError(record)
 
 

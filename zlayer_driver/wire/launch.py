@@ -43,8 +43,8 @@ async def plugin(argv: Sequence[str], env: Mapping[str, str]) -> AsyncIterator[S
         stderr=asyncio.subprocess.PIPE,
         limit=_MAX_LINE,
     )
-    assert process.stdout is not None  # noqa: S101 - for the type checker: both are pipes
-    assert process.stderr is not None  # noqa: S101 - as above
+    assert process.stdout is not None  # noqa: S101  # for the type checker: both are pipes
+    assert process.stderr is not None  # noqa: S101  # as above
     logs: list[dict[str, Any]] = []
     reading = asyncio.create_task(_read_log(process.stderr, logs))
     try:

@@ -7,6 +7,7 @@ asynchronous generator. An RPC that the object lacks is answered with «unimplem
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,15 +37,58 @@ class Services(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._calls: set[asyncio.Task[Any]] = set()
 
     def add(self, descriptor: ServiceDescriptor, service: object) -> None:
         for method in descriptor.methods:
             call = getattr(service, python_name(method.name), None)
             if call is not None:
-                self._handlers[f"/{descriptor.full_name}/{method.name}"] = _handler(method, call)
+                self._handlers[f"/{descriptor.full_name}/{method.name}"] = self._handler(method, call)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
+
+    async def unwound(self) -> None:
+        """Returns when no call is at work: gRPC cancels calls at its end, and does not wait until they have undone what they began."""
+        if self._calls:
+            await asyncio.wait(self._calls)
+
+    def _handler(self, method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        wrap = self._streaming if method.server_streaming else self._unary
+        kind = f"{_arity(method.client_streaming)}_{_arity(method.server_streaming)}_rpc_method_handler"
+        build: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, kind)
+        return build(
+            wrap(method.name, call),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+
+    def _unary(self, name: str, call: Callable[[Any], Awaitable[Message]]) -> Callable[[Any, _Context], Awaitable[Message]]:
+        async def answer(request: Any, context: _Context) -> Message:
+            self._track()
+            try:
+                return await call(request)
+            except Exception as error:  # noqa: BLE001  # the last frame of a request: the plugin lives on, the caller gets a sentence
+                return await _refuse(name, error, context)
+
+        return answer
+
+    def _streaming(self, name: str, call: Callable[[Any], AsyncIterator[Message]]) -> Callable[[Any, _Context], AsyncIterator[Message]]:
+        async def answer(request: Any, context: _Context) -> AsyncIterator[Message]:
+            self._track()
+            try:
+                async for reply in call(request):
+                    yield reply
+            except Exception as error:  # noqa: BLE001  # as above
+                await _refuse(name, error, context)
+
+        return answer
+
+    def _track(self) -> None:
+        """Each call has a task of its own, which gRPC made."""
+        if task := asyncio.current_task():
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
 
 
 def server(services: Services) -> grpc.aio.Server:
@@ -57,40 +101,8 @@ def channel(path: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{path}", options=(*_UNLIMITED, ("grpc.default_authority", "unused")))
 
 
-def _handler(method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    wrap = _streaming if method.server_streaming else _unary
-    kind = f"{_arity(method.client_streaming)}_{_arity(method.server_streaming)}_rpc_method_handler"
-    build: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, kind)
-    return build(
-        wrap(method.name, call),
-        request_deserializer=GetMessageClass(method.input_type).FromString,
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
-    )
-
-
 def _arity(streaming: bool) -> str:
     return "stream" if streaming else "unary"
-
-
-def _unary(name: str, call: Callable[[Any], Awaitable[Message]]) -> Callable[[Any, _Context], Awaitable[Message]]:
-    async def answer(request: Any, context: _Context) -> Message:
-        try:
-            return await call(request)
-        except Exception as error:  # noqa: BLE001 - the last frame of a request: the plugin lives on, the caller gets a sentence
-            return await _refuse(name, error, context)
-
-    return answer
-
-
-def _streaming(name: str, call: Callable[[Any], AsyncIterator[Message]]) -> Callable[[Any, _Context], AsyncIterator[Message]]:
-    async def answer(request: Any, context: _Context) -> AsyncIterator[Message]:
-        try:
-            async for reply in call(request):
-                yield reply
-        except Exception as error:  # noqa: BLE001 - as above
-            await _refuse(name, error, context)
-
-    return answer
 
 
 async def _refuse(name: str, error: Exception, context: _Context) -> Message:
