@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from tests.replay import deviations
 from tests.replay.__main__ import SETS, main, replay, rows
+from tests.replay.outcome import Verdict
 from tests.replay.words import Json, Row
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
@@ -45,6 +47,13 @@ def test_altered_recordings_fail(module: str) -> None:
     unnoticed = [row for row, outcome in zip(altered, outcomes, strict=True) if outcome.verdict != "failed"]
     assert altered
     assert not unnoticed, json.dumps(unnoticed[0])
+
+
+def test_every_deviation_is_documented() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "behaviour.md").read_text()
+    for name in (verdict for verdict in get_args(Verdict) if verdict.startswith("D")):
+        assert f"\n| {name} | " in documented
+        assert f"\n{name} " in (deviations.__doc__ or "")
 
 
 def test_missing_empty_and_failing_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
