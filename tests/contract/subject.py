@@ -53,6 +53,10 @@ class Subject(ABC):
     @abstractmethod
     def argv_blocks(self) -> Sequence[str]: ...
 
+    def argv_tells(self) -> Sequence[str]:
+        """A command that prints its variable ``PROBE``, its working directory and its user number, one a line."""
+        return ["/bin/sh", "-c", 'echo "$PROBE"; pwd; id -u']
+
     @property
     @abstractmethod
     def image(self) -> str:

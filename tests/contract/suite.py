@@ -15,7 +15,7 @@ from tests.contract.subject import Subject
 from zlayer_driver import contract
 from zlayer_driver.errors import DriverError, NotFound, PullFailed, TimedOut
 from zlayer_driver.model import Auth, Exit, Handle, Health, PullPolicy, PullProgress, Resources, Target, TaskState
-from zlayer_driver.readings import Channel, GuestOverlay, OverlayKind
+from zlayer_driver.readings import Channel, ExecOptions, GuestOverlay, OverlayKind
 
 DEADLINE_S = 30.0  # nothing here takes long; a hang is a failure
 
@@ -193,6 +193,14 @@ class ExecCases(AbilityCases):
         failed = await subject.backend.exec(handle, subject.argv_exits(3), timeout_s=DEADLINE_S)
         printed = await subject.backend.exec(handle, subject.argv_prints("to out", "to err"), timeout_s=DEADLINE_S)
         assert (failed.exit, printed) == (Exit(3), type(printed)(Exit(0), b"to out", b"to err"))
+        await subject.backend.destroy(handle)
+
+    async def test_exec_takes_options(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.CanExec)
+        handle = await subject.start(subject.runs("task"))
+        options = ExecOptions(user="1:1", work_dir="/tmp", env={"PROBE": "a value"})
+        result = await subject.backend.exec(handle, subject.argv_tells(), timeout_s=DEADLINE_S, options=options)
+        assert (result.exit, result.stdout) == (Exit(0), b"a value\n/tmp\n1\n")
         await subject.backend.destroy(handle)
 
     async def test_exec_of_a_missing_command(self, subject: Subject) -> None:

@@ -60,6 +60,9 @@ class FakeSubject(Subject):
     def argv_blocks(self) -> Sequence[str]:
         return ["block"]
 
+    def argv_tells(self) -> Sequence[str]:
+        return ["tell"]
+
 
 class TestFake(
     suite.Verbs,

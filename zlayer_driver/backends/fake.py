@@ -15,7 +15,7 @@ What a task does is told by its own labels, so that a job file is enough to see 
 ``fake.signal_error``       signalling it fails with this text
 ==========================  ===================================================================
 
-The commands of ``exec`` are ``exit CODE``, ``print STDOUT STDERR`` and ``block``; any other does not exist. Images of the registry
+The commands of ``exec`` are ``exit CODE``, ``print STDOUT STDERR``, ``tell`` (its options) and ``block``; any other does not exist. Images of the registry
 ``fake.invalid`` cannot be pulled.
 """
 
@@ -146,9 +146,10 @@ class FakeBackend:
             container.kill(number)
 
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float, options: ExecOptions | None = None) -> ExecResult:
-        del options
         self._running(handle)
         match list(argv):
+            case ["tell"] if options:
+                return ExecResult(Exit(0), f"{options.env.get('PROBE', '')}\n{options.work_dir}\n{options.user.split(':')[0]}\n".encode())
             case ["exit", code]:
                 return ExecResult(Exit(int(code)))
             case ["print", out, err]:
