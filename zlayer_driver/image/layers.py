@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from zlayer_driver.image.tree import OPAQUE, Parts, is_whiteout
+from zlayer_driver.image.merged import OPAQUE, Parts, is_directory, is_opaque, link_at, shown_at
 from zlayer_driver.image.unpack import Unpacked
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -97,14 +97,17 @@ class LayerStore:
             return path, fd
 
     def keep(self, made: Path, unpacked: Unpacked, diff_ids: Sequence[str]) -> bool:
-        """Makes an unpacked layer one of the store's; false, and nothing done, if it needs to know the layers below and they are not here yet."""
+        """Makes an unpacked layer one of the store's; false, and nothing done, if it has to be unpacked with the layers below in view.
+
+        That is so if they are not here yet and it has implied directories, or if they have links in the place of those.
+        """
         listed, bare, chained = self._paths(diff_ids)
         below = self.find_all(diff_ids[:-1])
         if not unpacked.implied:
             target = listed
         elif unpacked.implied == ((),) and (below is None or _has_plain_root(below)):
             target = bare
-        elif below is None:
+        elif below is None or any(link_at(parts, below) is not None for parts in unpacked.implied):
             return False
         else:
             target = chained
@@ -168,13 +171,6 @@ class LayerStore:
             os.close(fd)
 
 
-def is_opaque(directory: Path) -> bool:
-    try:
-        return os.getxattr(directory, OPAQUE) == b"y"
-    except OSError:  # not set, or a file system without it
-        return False
-
-
 def _has_plain_root(below: Sequence[Path]) -> bool:
     """Whether the root directory that layers show is as it would be without them."""
     if not below:
@@ -186,8 +182,8 @@ def _has_plain_root(below: Sequence[Path]) -> bool:
 def adopt(layer: Path, parts: Parts, below: Sequence[Path]) -> None:
     """Gives an implied directory what the layers below say of it."""
     mine = Path(os.fsdecode(os.path.join(os.fsencode(layer), *parts)))  # noqa: PTH118 # parts are bytes
-    lower = None if is_opaque(mine) else lower_directory(parts, below)
-    if lower is None:
+    lower = None if is_opaque(mine) else shown_at(parts, below)
+    if lower is None or not is_directory(lower):
         return
     info = lower.stat()
     os.chown(mine, info.st_uid, info.st_gid)
@@ -196,23 +192,3 @@ def adopt(layer: Path, parts: Parts, below: Sequence[Path]) -> None:
             os.setxattr(mine, name, os.getxattr(lower, name))
     mine.chmod(stat.S_IMODE(info.st_mode))
     os.utime(mine, ns=(info.st_atime_ns, info.st_mtime_ns))
-
-
-def lower_directory(parts: Parts, below: Sequence[Path]) -> Path | None:
-    """The uppermost directory that layers (bottom first) show at a path, if that is what they show."""
-    for layer in reversed(below):
-        path, hidden = layer, False
-        for part in parts:
-            path /= os.fsdecode(part)
-            try:
-                info = path.lstat()
-            except FileNotFoundError:
-                break
-            if not stat.S_ISDIR(info.st_mode) or is_whiteout(info):
-                return None
-            hidden = hidden or is_opaque(path)
-        else:
-            return path
-        if hidden:
-            return None
-    return None

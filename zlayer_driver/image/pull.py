@@ -162,8 +162,7 @@ class Puller:
         made = await _together(self._bring(job, unfinished) for job in jobs)
         for job, layer in zip(jobs, made, strict=True):
             if self._layers.find_all(job.diff_ids) is None:
-                directory, unpacked = layer or await self._unpack(job, unfinished)
-                await asyncio.to_thread(self._layers.keep, directory, unpacked, job.diff_ids)
+                await self._settle(job, layer, unfinished)
 
     async def _bring(self, job: _Job, unfinished: AsyncExitStack) -> _Made | None:
         """The layer in the making, if it cannot be kept before those below it are there."""
@@ -174,14 +173,22 @@ class Puller:
             made = await self._unpack(job, unfinished)
             return None if await asyncio.to_thread(self._layers.keep, *made, job.diff_ids) else made
 
-    async def _unpack(self, job: _Job, unfinished: AsyncExitStack) -> _Made:
+    async def _settle(self, job: _Job, made: _Made | None, unfinished: AsyncExitStack) -> None:
+        """Keeps a layer whose lower ones are there."""
+        directory, unpacked = made or await self._unpack(job, unfinished)
+        if not await asyncio.to_thread(self._layers.keep, directory, unpacked, job.diff_ids):
+            below = self._layers.find_all(job.diff_ids[:-1]) or ()
+            directory, unpacked = await self._unpack(job, unfinished, below)
+            await asyncio.to_thread(self._layers.keep, directory, unpacked, job.diff_ids)
+
+    async def _unpack(self, job: _Job, unfinished: AsyncExitStack, below: Sequence[Path] = ()) -> _Made:
         """Runs the layer's worker thread; it has ended when this returns, also when cancelled."""
         making = self._layers.making()
         directory = making.__enter__()
         unfinished.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
         async with self._slots, aclosing(job.pieces()) as pieces:
             bridge = Bridge(pieces)
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._unpack_in_thread, job, bridge, directory)
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._unpack_in_thread, job, bridge, directory, below)
             try:
                 unpacked = await asyncio.shield(work)
             finally:
@@ -190,10 +197,11 @@ class Puller:
         job.report(PullProgress(job.reference, "unpack", job.blob.digest, job.blob.size, job.blob.size))
         return directory, unpacked
 
-    def _unpack_in_thread(self, job: _Job, compressed: Iterable[bytes], directory: Path) -> Unpacked:
+    def _unpack_in_thread(self, job: _Job, compressed: Iterable[bytes], directory: Path, below: Sequence[Path]) -> Unpacked:
         blob = inflated(verified(compressed, job.blob), COMPRESSION[job.blob.media_type], self._limits)
         with closing(ahead(blob)) as archive:
-            return unpack(hashed(archive, job.diff_ids[-1]), directory, limits=self._limits, allow_devices=self._allow_devices)
+            pieces = hashed(archive, job.diff_ids[-1])
+            return unpack(pieces, directory, limits=self._limits, allow_devices=self._allow_devices, below=below)
 
 
 async def _together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

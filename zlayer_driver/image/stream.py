@@ -17,6 +17,7 @@ from typing import Any
 from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
 
 PIECE = 1 * MIB  # largest piece that inflating gives
+_SLICE = 128 * 1024  # bytes given to an inflater at once
 _AHEAD = 4  # pieces between two threads
 _WINDOW = 32 * MIB  # of zstd; 8 MiB is what its format asks decoders to take
 _GZIP = 31  # zlib's wbits for a gzip member
@@ -87,7 +88,7 @@ def _gunzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
     fresh = True
-    for piece in pieces:
+    for piece in _slices(pieces):
         rest = piece
         while rest:
             if inflater.eof:
@@ -104,6 +105,13 @@ def _gunzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 yield out
     if not inflater.eof and not fresh:
         yield from _rest_of(inflater)
+
+
+def _slices(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Small enough that inflating one seldom leaves a tail, which would be copied."""
+    for piece in pieces:
+        for at in range(0, len(piece), _SLICE):
+            yield piece[at : at + _SLICE]
 
 
 def _rest_of(inflater: Any) -> Iterator[bytes]:

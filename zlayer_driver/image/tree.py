@@ -11,15 +11,14 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from zlayer_driver.image.merged import OPAQUE, Parts, is_whiteout, link_at
 from zlayer_driver.image.values import Limits, Malformed
 
-Parts = tuple[bytes, ...]
-OPAQUE = "trusted.overlay.opaque"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 48  # kept open between entries, which mostly share their parents
@@ -41,10 +40,6 @@ def shown(name: bytes) -> str:
     return repr(name[:200].decode("utf-8", "backslashreplace"))
 
 
-def is_whiteout(info: os.stat_result) -> bool:
-    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
-
 def look(name: bytes, at: int) -> os.stat_result | None:
     """What is at a name in an open directory, not following links."""
     try:
@@ -54,9 +49,13 @@ def look(name: bytes, at: int) -> os.stat_result | None:
 
 
 class Tree:
-    """An open layer directory. ``implied`` are directories that were needed and that no entry has described yet."""
+    """An open layer directory. ``implied`` are directories that were needed and that no entry has described yet.
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    ``below`` are the layers beneath, bottom first, as far as they are known: links that they have on the way to an entry are followed too.
+    """
+
+    def __init__(self, root: Path, limits: Limits, below: Sequence[Path] = ()) -> None:
+        self._below = below
         self.implied: set[Parts] = {()}
         self._limits = limits
         self._open: dict[Parts, int] = {(): os.open(root, _DIRECTORY)}
@@ -191,6 +190,8 @@ class Tree:
         info = look(part, parent)
         if info is not None and stat.S_ISLNK(info.st_mode):
             return os.readlink(part, dir_fd=parent)
+        if info is None and (target := link_at(here, self._below)) is not None:
+            return target
         if info is None and not make:
             raise FileNotFoundError(errno.ENOENT, "no directory", part)
         if info is None or is_whiteout(info):

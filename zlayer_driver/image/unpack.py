@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zlayer_driver.image.merged import Parts
 from zlayer_driver.image.tar import Entry, Kind, Reader, Source
-from zlayer_driver.image.tree import Parts, Tree, set_xattrs, shown, split, write_all
+from zlayer_driver.image.tree import Tree, set_xattrs, shown, split, write_all
 from zlayer_driver.image.values import Limits, Malformed
 
 _WHITEOUT = b".wh."
@@ -28,9 +29,9 @@ class Unpacked:
     entries: int
 
 
-def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices: bool = False) -> Unpacked:
-    """Unpacks an uncompressed archive into an empty directory, and reads ``pieces`` to their end."""
-    with Tree(root, limits) as tree:
+def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices: bool = False, below: Sequence[Path] = ()) -> Unpacked:
+    """Unpacks an uncompressed archive into an empty directory, and reads ``pieces`` to their end. For ``below`` see `Tree`."""
+    with Tree(root, limits, below) as tree:
         layer = _Layer(tree, limits, allow_devices=allow_devices)
         reader = Reader(Source(pieces))
         for entry in reader:
