@@ -15,6 +15,7 @@ from zlayer_driver.image.values import MIB, Malformed
 BLOCK = 512
 MAX_META = 1 * MIB  # bytes of one pax header or long name
 MAX_SPARSE = 65_536  # data segments of one sparse file
+_MAX_TIME_S = 1 << 34  # as far as ext4 keeps times, the year 2446; beyond it counts as not said
 _ZERO = bytes(BLOCK)
 _XATTR = b"SCHILY.xattr."
 
@@ -280,7 +281,7 @@ def _check(entry: Entry) -> None:
         raise Malformed("an entry's name has a NUL byte")
     if not (0 <= entry.uid < 0xFFFF_FFFF and 0 <= entry.gid < 0xFFFF_FFFF):
         raise Malformed(f"an entry has owner {entry.uid}:{entry.gid}")
-    if not -(1 << 62) < entry.mtime_ns < 1 << 62:
+    if abs(entry.mtime_ns) >= _MAX_TIME_S * 1_000_000_000:
         entry.mtime_ns = 0
 
 
