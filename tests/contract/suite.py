@@ -198,9 +198,9 @@ class ExecCases(AbilityCases):
     async def test_exec_takes_options(self, subject: Subject) -> None:
         assert isinstance(subject.backend, contract.CanExec)
         handle = await subject.start(subject.runs("task"))
-        options = ExecOptions(user="1:1", work_dir="/tmp", env={"PROBE": "a value"})
+        options = ExecOptions(user="1:1", work_dir="/proc", env={"PROBE": "a value"})
         result = await subject.backend.exec(handle, subject.argv_tells(), timeout_s=DEADLINE_S, options=options)
-        assert (result.exit, result.stdout) == (Exit(0), b"a value\n/tmp\n1\n")
+        assert (result.exit, result.stdout) == (Exit(0), b"a value\n/proc\n1\n")
         await subject.backend.destroy(handle)
 
     async def test_exec_of_a_missing_command(self, subject: Subject) -> None:
