@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     for module in SETS:
         tallies.append(tally := replay(options.dir, module))
         if not options.json:
-            print(tally, flush=True)  # noqa: T201 - a command's output
+            print(tally, flush=True)  # noqa: T201  # a command's output
     if options.json:
         json.dump({tally.name: asdict(tally) for tally in tallies}, sys.stdout)
     return exit_code(tallies)

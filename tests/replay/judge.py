@@ -22,7 +22,7 @@ def verdict(
     case = str(row["case"])
     try:
         return _compared(case, row, recorded, runner.run(play), deviations)
-    except Exception:  # noqa: BLE001 - reported whole
+    except Exception:  # noqa: BLE001  # reported whole
         return Outcome(case, "failed", traceback.format_exc())
 
 
