@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
+import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from google.protobuf import descriptor_pb2, json_format
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from zlayer_driver.wire._gen import base_pb2, driver_pb2
 
+ROOT = Path(__file__).parents[2]
 _MAX_LINE = 64 << 20
 
 
@@ -43,6 +47,18 @@ def descriptors() -> bytes:
     return descriptor_pb2.FileDescriptorSet(file=files.values()).SerializeToString()
 
 
+@functools.cache
+def build() -> Path:
+    """The Go program, below ``.run`` in the tree; Go's own cache makes a second build instant. Where Go is too old, the test says so."""
+    binary = ROOT / ".run/gohost"
+    binary.parent.mkdir(exist_ok=True)
+    done = subprocess.run(["go", "build", "-o", binary, "."], cwd=Path(__file__).parent, check=False, capture_output=True, text=True)
+    if "requires go >= " in done.stderr:
+        pytest.skip(f"Go is too old: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return binary
+
+
 class GoHost:
     """One Go process, which holds at most one plugin. ``log`` has go-plugin's lines and, among them, the plugin's."""
 
@@ -54,12 +70,13 @@ class GoHost:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def run(cls, binary: Path, directory: Path, env: Mapping[str, str]) -> AsyncIterator[Self]:
+    async def run(cls, directory: Path, env: Mapping[str, str]) -> AsyncIterator[Self]:
+        """``directory`` is for its own file; ``env`` goes over this process's environment, and on to the plugin."""
         described = directory / "messages.pb"
         described.write_bytes(descriptors())
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            binary, described, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **env}, limit=_MAX_LINE
+            build(), described, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **env}, limit=_MAX_LINE
         )
         host = cls(process)
         reading = asyncio.gather(host._read_answers(), host._read_log())
