@@ -46,6 +46,7 @@ DEEP = b"\x91" * 100_000
         (changed(msgpack_driver_config=b"\xc1"), "config cannot be read"),
         (changed(msgpack_driver_config=b"\x81\xa1a"), "config cannot be read"),
         (changed(msgpack_driver_config=DEEP), "config cannot be read"),
+        (changed(msgpack_driver_config=b"\x81\xa1a" + b"\x91" * 500 + b"\x01"), "nested deeper than 16 levels"),
         (changed(msgpack_driver_config=b"\xa1\xff"), "config cannot be read"),
         (changed(msgpack_driver_config=b"\x81\x01\x02"), "config cannot be read"),
         (changed(msgpack_driver_config=b"\x81\x81\xa1a\x01\x02"), "config cannot be read"),

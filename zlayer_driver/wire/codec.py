@@ -13,6 +13,7 @@ from zlayer_driver.model import Device, Mount, Network, Resources, TaskRequest
 from zlayer_driver.wire._gen import task_pb2 as task
 
 MIB = 1 << 20
+_MAX_DEPTH = 16
 _Isolation = task.NetworkIsolationSpec.NetworkIsolationMode
 _PROPAGATION = {"": "rprivate", "private": "rprivate", "host-to-task": "rslave", "bidirectional": "rshared"}
 _NOMAD_PROPAGATION = {"rprivate": "private", "rslave": "host-to-task", "rshared": "bidirectional"}
@@ -39,17 +40,19 @@ def _refuse_nul(value: object, where: str) -> None:
             raise InvalidSpec(f"{path} holds a NUL character", hint="take it out")
 
 
-def _texts(value: object, where: str) -> Iterator[tuple[str, str]]:
+def _texts(value: object, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    if depth > _MAX_DEPTH:
+        raise ConfigError(f"{where} is nested deeper than {_MAX_DEPTH} levels", hint="no key of a config takes that")
     match value:
         case str():
             yield where, value
         case Mapping():
             for key, item in value.items():
                 yield where, str(key)
-                yield from _texts(item, f"{where}.{key}")
+                yield from _texts(item, f"{where}.{key}", depth + 1)
         case list() | tuple():
             for index, item in enumerate(value):
-                yield from _texts(item, f"{where}[{index}]")
+                yield from _texts(item, f"{where}[{index}]", depth + 1)
 
 
 def seconds(duration: Duration) -> float:
@@ -74,7 +77,7 @@ def request_from(config: task.TaskConfig) -> TaskRequest:
         resources=_resources(config.resources),
         mounts=tuple(_mount(mount) for mount in config.mounts),
         devices=tuple(Device(device.host_path, device.task_path, device.cgroup_permissions or "rwm") for device in config.devices),
-        network=_network(config.network_isolation_spec, config.dns) if config.HasField("network_isolation_spec") else _host(config.dns),
+        network=_network(config.network_isolation_spec, config.dns),
         alloc_dir=config.alloc_dir,
         stdout_path=config.stdout_path or "/dev/null",
         stderr_path=config.stderr_path or "/dev/null",
@@ -124,25 +127,11 @@ def _mount(mount: task.Mount) -> Mount:
     return Mount(target=mount.task_path, source=mount.host_path, read_only=mount.readonly, propagation=propagation)
 
 
-def _host(dns: task.DNSConfig) -> Network:
-    return Network(mode="host", dns_servers=tuple(dns.servers), dns_searches=tuple(dns.searches), dns_options=tuple(dns.options))
-
-
 def _network(spec: task.NetworkIsolationSpec, dns: task.DNSConfig) -> Network:
-    match spec.mode:
-        case _Isolation.HOST:
-            return _host(dns)
-        case _Isolation.NONE:
-            mode = "none"
-        case _Isolation.GROUP if spec.path:
-            mode = "path"
-        case _Isolation.GROUP:
-            raise InvalidSpec("the group's network has no namespace path", hint="the Nomad client must make the network first")
-        case _:
-            raise Unsupported('network mode "driver" is not available', hint='use "host", "bridge", "cni/<name>" or "none"')
+    """An absent spec is the host's network."""
     hosts = spec.hostsConfig
     return Network(
-        mode=mode,
+        mode=_network_mode(spec),
         netns_path=spec.path,
         hostname=hosts.hostname,
         dns_servers=tuple(dns.servers),
@@ -150,6 +139,20 @@ def _network(spec: task.NetworkIsolationSpec, dns: task.DNSConfig) -> Network:
         dns_options=tuple(dns.options),
         extra_hosts=((hosts.hostname, hosts.address),) if hosts.hostname and hosts.address else (),
     )
+
+
+def _network_mode(spec: task.NetworkIsolationSpec) -> str:
+    match spec.mode:
+        case _Isolation.HOST:
+            return "host"
+        case _Isolation.NONE:
+            return "none"
+        case _Isolation.GROUP if spec.path:
+            return "path"
+        case _Isolation.GROUP:
+            raise InvalidSpec("the group's network has no namespace path", hint="the Nomad client must make the network first")
+        case _:
+            raise Unsupported('network mode "driver" is not available', hint='use "host", "bridge", "cni/<name>" or "none"')
 
 
 def config_for(request: TaskRequest, packed: bytes) -> task.TaskConfig:
