@@ -9,11 +9,14 @@ and letting go of it. It is safe after fork because a child abandons what its pa
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport errno
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strerror
 
 from zlayer_driver._native.digest cimport hashes_to, is_sha256
-from zlayer_driver._native.files cimport Buffer, read_file
+from zlayer_driver._native.files cimport (
+    Buffer, read_file, watch_clock_ms, watch_count, watch_folder, watch_forks, watch_handle_closed, watch_handle_opened,
+)
 from zlayer_driver._native.json cimport (
     CONFIG_SCHEMA, DIGEST, ISOLATION, MANIFEST_SCHEMA, MARKER, MAX_DOCUMENT_BYTES, OS_NAME, SIDECAR_SCHEMA,
     Answers, Schema, read_document, text_is, unescape,
@@ -22,11 +25,14 @@ from zlayer_driver._native.reference cimport (
     FAULT_ALGORITHM, FAULT_FORM, FAULT_LENGTH, FAULT_NONE,
     Fault, Parts, Slice, canonical_size, find, parse_parts, write_canonical,
 )
+from zlayer_driver._native.redb cimport (
+    GOOD, MAX_DEPTH, Node, Redb, Root, Shape, child_of, close_redb, find_value, key_of, open_redb, read_node, rewind,
+)
 from zlayer_driver._native.sqlite cimport (
-    LEFTOVER, LIVE, SQLITE_BUSY, SQLITE_DONE, SQLITE_LOCKED, SQLITE_NOTADB, SQLITE_PROTOCOL, SQLITE_READONLY, SQLITE_ROW, STILL, UNOPENED,
-    Sqlite, State, close_sqlite, end_read, observe, open_sqlite, owns_spill, remember_wal_index, same_file, same_state, select_row,
+    LEFTOVER, LIVE, SQLITE_BUSY, SQLITE_DONE, SQLITE_LOCKED, SQLITE_NOTADB, SQLITE_PROTOCOL, SQLITE_READONLY, SQLITE_ROW, STILL,
+    Sqlite, State, close_sqlite, end_read, observe, open_sqlite, owns_spill, same_file, same_state, select_row,
     sqlite3_column_blob, sqlite3_column_bytes, sqlite3_errmsg, sqlite3_extended_errcode, sqlite3_finalize, sqlite3_prepare_v2,
-    sqlite3_step, sqlite3_stmt, unguarded, wal_index_unchanged,
+    sqlite3_step, sqlite3_stmt, unguarded,
 )
 
 import os
@@ -46,29 +52,15 @@ cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
 
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
-
-
 cdef int ATTEMPTS = 8
 cdef int MAX_BLOB_BYTES = 32 << 20
 cdef Py_ssize_t MAX_MEMO = 65536
+cdef long long LOOK_EVERY_MS = 250  # also when nothing was heard: a link or folder further up may have changed
 
 cdef object LINUX = OS.LINUX
 cdef object WINDOWS = OS.WINDOWS
 cdef object DARWIN = OS.DARWIN
 cdef object NO_FACTS = ImageFacts()
-
-cdef unsigned long forks = 0
-
-
-cdef void count_fork() noexcept nogil:
-    global forks
-    forks += 1
-
-
-pthread_atfork(NULL, NULL, count_fork)
-
 
 cdef str text_of(Slice text):
     return None if text.at == NULL else PyUnicode_DecodeUTF8(text.at, text.size, "replace")
@@ -213,6 +205,13 @@ cdef bytes path_bytes(str path):
     return encoded_path
 
 
+cdef enum Task:
+    OPEN
+    GET
+    KEYS
+    FACTS
+
+
 cdef class BlobCache:
     """A read-only handle on a ZLayer blob cache (SQLite or redb, told by content); safe across threads and after fork.
 
@@ -220,106 +219,139 @@ cdef class BlobCache:
     """
 
     cdef readonly str path
-    cdef bytes _file, _wal, _shm, _journal, _spill_dir
+    cdef bytes _file, _folder, _wal, _shm, _journal, _spill_dir
     cdef Sqlite _sqlite
-    cdef unsigned long _forks
-    cdef bint _closed
-    cdef dict _memo  # reference -> (facts, unreadable), as of `_sqlite.state`
+    cdef Redb _redb
+    cdef State _state  # of the files, when they were last looked at
+    cdef dict _memo  # reference -> (facts, unreadable), as of `_state`
+    cdef unsigned long _forks, _events
+    cdef long long _looked_ms
+    cdef bint _watching, _spilled_manifest, _closed
 
     def __cinit__(self, path):
-        self._sqlite.state.mode = UNOPENED
-        self._forks = forks
+        watch_handle_opened()
         self._memo = {}
+        self._forks = watch_forks
         self.path = database_file(os.fspath(path))
-        self._file = path_bytes(self.path)
-        self._wal, self._shm, self._journal = self._file + b"-wal", self._file + b"-shm", self._file + b"-journal"
         self._spill_dir = path_bytes(spill_dir(self.path))
-        self._ready()
+        self._run(OPEN, None)
 
     def __dealloc__(self):
-        self._drop()
+        self._end()
 
     @property
     def format(self) -> str:
-        return "sqlite"
+        return "redb" if self._redb.kept != NULL else "sqlite"
 
     def close(self) -> None:
-        self._closed = True
-        self._drop()
+        self._end()
 
     def __enter__(self) -> BlobCache:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self.close()
+        self._end()
 
     def get(self, str key not None):
         """The blob under ``sha256:…`` or ``manifest:…``; what does not hash to its digest counts as absent."""
         cdef bytes name = encoded(b"", key)
-        cdef bytes found
-        self._check_open()
         if name is None or b"\0" in name or not (name.startswith(b"manifest:") or is_sha256(slice_of(name))):
-            return None
-        for _ in range(ATTEMPTS):
-            self._ready()
-            found = self._get(name)
-            if self._held():
-                return found
-        raise CacheBusy(self.path, "it changes faster than it can be read")
+            name = None
+        return self._run(GET, name)
 
     def keys(self) -> list:
         """All keys of the cache's table, in byte order."""
-        self._check_open()
-        for _ in range(ATTEMPTS):
-            self._ready()
-            found = self._keys()
-            if self._held():
-                return found
-        raise CacheBusy(self.path, "it changes faster than it can be read")
+        return self._run(KEYS, None)
 
     def facts(self, str ref not None):
         """What this cache says of an image; nothing where it has no manifest or config, or cannot read them."""
-        return self._asked(ref)[0]
+        return (<tuple>self._run(FACTS, ref))[0]
 
-    cdef tuple _asked(self, str ref):
-        """The facts, and whether a config stands here that cannot be read: then no other cache may answer in its place."""
-        cdef tuple answer
-        cdef bint keep
-        self._check_open()
-        for _ in range(ATTEMPTS):
-            if self._ready():
-                answer = self._memo.get(ref)
-                if answer is not None:
-                    return answer
-            else:
-                self._memo.clear()
-            keep = True
-            answer = self._probe(ref, &keep)
-            if self._held():
-                if keep and len(self._memo) < MAX_MEMO:
-                    self._memo[ref] = answer
-                return answer
-        raise CacheBusy(self.path, "it changes faster than it can be read")
-
-    cdef int _check_open(self) except -1:
+    cdef object _run(self, Task task, object argument):
+        """What one committed state of the file says; read again if it changed meanwhile."""
+        cdef object answer, failure
         if self._closed:
             raise CacheError(self.path, "the handle is closed")
-        return 0
+        for _ in range(ATTEMPTS):
+            failure = answer = None
+            if not self._unchanged():
+                self._memo.clear()
+            elif task == FACTS:
+                answer = self._memo.get(argument)
+                if answer is not None:
+                    return answer
+            try:
+                self._open()
+                answer = self._do(task, argument)
+            except CacheError as error:
+                failure = error
+            end_read(&self._sqlite)
+            if not self._held():
+                self._drop()
+                continue
+            if failure is not None:
+                self._drop()
+                raise failure
+            if task == FACTS and self._watching and not self._spilled_manifest and len(self._memo) < MAX_MEMO:
+                self._memo[argument] = answer
+            return answer
+        raise CacheBusy(self.path, "it changes faster than it can be read")
+
+    cdef object _do(self, Task task, object argument):
+        if task == GET:
+            return None if argument is None else self._get(argument)
+        if task == KEYS:
+            return self._redb_keys() if self._redb.kept != NULL else self._sqlite_keys()
+        return self._probe(argument) if task == FACTS else None
+
+    cdef void _end(self) noexcept:
+        if not self._closed:
+            self._closed = True
+            self._drop()
+            watch_handle_closed()
 
     cdef void _drop(self) noexcept:
-        if self._forks == forks:
+        if self._forks == watch_forks:
             close_sqlite(&self._sqlite)
-        else:  # the parent's: closing them here could disturb its locks
+        else:  # the parent's: to close it here could disturb its locks
             memset(&self._sqlite, 0, sizeof(Sqlite))
-        self._forks = forks
+        close_redb(&self._redb)
+        self._forks = watch_forks
+        self._watching = False
 
-    cdef object _failed(self):
-        """The error that SQLite has just reported."""
-        cdef int code = sqlite3_extended_errcode(self._sqlite.db) & 0xFF
-        message = sqlite3_errmsg(self._sqlite.db).decode("utf-8", "replace")
-        self._drop()
-        busy = code in (SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_PROTOCOL)
-        return (CacheBusy if busy else CacheError)(self.path, message)
+    cdef bint _unchanged(self) except -1:
+        """Looks at the files, unless there was nothing to hear; whether they are as they were at the last look."""
+        cdef State before = self._state
+        cdef long long now_ms = watch_clock_ms()
+        cdef bint quiet
+        if self._forks != watch_forks:
+            self._drop()
+        quiet = self._watching and watch_count() == self._events
+        if quiet and now_ms - self._looked_ms < LOOK_EVERY_MS:
+            return True
+        if not self._watching or now_ms - self._looked_ms >= LOOK_EVERY_MS:
+            self._locate()
+        self._watching = watch_folder(PyBytes_AS_STRING(self._folder))
+        self._events = watch_count()
+        self._looked_ms = now_ms
+        self._observe(&self._state)
+        if same_state(&before, &self._state) and (quiet or unguarded(self._state.mode)):
+            return True
+        if (
+            unguarded(self._state.mode) or before.mode != self._state.mode
+            or not same_file(&before.database, &self._state.database) or not same_file(&before.wal, &self._state.wal)
+        ):
+            watching = self._watching
+            self._drop()
+            self._watching = watching
+        return False
+
+    cdef int _locate(self) except -1:
+        """Where the database lies now; SQLite keeps its logs beside the file itself, not beside a link to it."""
+        self._file = os.path.realpath(path_bytes(self.path))
+        self._folder = os.path.dirname(self._file)
+        self._wal, self._shm, self._journal = self._file + b"-wal", self._file + b"-shm", self._file + b"-journal"
+        return 0
 
     cdef int _observe(self, State* state) except -1:
         cdef int there = observe(
@@ -331,78 +363,67 @@ cdef class BlobCache:
             raise CacheError(self.path, "no such file" if there == 0 else strerror(errno).decode())
         return 0
 
-    cdef bint _ready(self) except -1:
-        """Opens the file, or keeps the open one; whether nothing was committed since the last read."""
+    cdef bint _held(self) except -1:
+        """Whether all that was read since `_unchanged` was one committed state."""
         cdef State now
+        if not unguarded(self._state.mode) or (self._watching and watch_count() == self._events):
+            return True
         self._observe(&now)
-        if self._forks != forks:
-            self._drop()
-        if self._sqlite.state.mode != UNOPENED:
-            if same_state(&now, &self._sqlite.state):
-                if unguarded(now.mode) or (now.mode == LIVE and wal_index_unchanged(&self._sqlite)):
-                    return True
-            if (
-                not unguarded(now.mode) and now.mode == self._sqlite.state.mode
-                and same_file(&now.database, &self._sqlite.state.database) and same_file(&now.wal, &self._sqlite.state.wal)
-            ):
-                self._sqlite.state = now
-                return False
-        self._drop()
-        self._open(&now)
-        return False
+        return same_state(&now, &self._state)
 
-    cdef int _open(self, State* state) except -1:
-        if state.mode != LEFTOVER:
-            options = {STILL: "immutable=1", LIVE: "readonly_shm=1"}.get(state.mode, "")
-            return self._connect(self._file, state, f"?mode=ro&{options}")
-        with tempfile.TemporaryDirectory() as scratch:  # SQLite keeps what it needs open
+    cdef int _open(self) except -1:
+        if self._sqlite.db != NULL or self._redb.kept != NULL:
+            return 0
+        if self._state.mode != LEFTOVER:
+            options = {STILL: "immutable=1", LIVE: "readonly_shm=1"}.get(self._state.mode, "")
+            return self._connect(self._file, f"?mode=ro&{options}")
+        with tempfile.TemporaryDirectory() as scratch:  # SQLite keeps open what it needs
             copy = os.path.join(scratch, "copy")
             for suffix in ("", "-wal"):
-                shutil.copyfile(self.path + suffix, copy + suffix)
-            return self._connect(copy.encode(), state, "?mode=rw")
+                shutil.copyfile(os.fsdecode(self._file) + suffix, copy + suffix)
+            return self._connect(copy.encode(), "?mode=rw")
 
-    cdef int _connect(self, bytes path, State* state, str options) except -1:
+    cdef int _connect(self, bytes path, str options) except -1:
         cdef bytes uri = f"file:{quote(os.path.abspath(path))}{options}".encode()
-        cdef int opened
-        self._sqlite.state = state[0]
-        opened = open_sqlite(&self._sqlite, PyBytes_AS_STRING(uri), MAX_BLOB_BYTES)
-        if opened > 0:
-            return 0
+        cdef int opened = open_sqlite(&self._sqlite, PyBytes_AS_STRING(uri), MAX_BLOB_BYTES)
         if opened == 0:
-            self._drop()
             raise CacheError(self.path, "it has no table «blobs»")
-        if sqlite3_extended_errcode(self._sqlite.db) & 0xFF == SQLITE_NOTADB:
-            self._drop()
-            raise CacheError(self.path, "it is no SQLite or redb file")
-        raise self._failed()
+        if opened < 0 and sqlite3_extended_errcode(self._sqlite.db) & 0xFF != SQLITE_NOTADB:
+            raise self._sqlite_failed()
+        if opened < 0:
+            close_sqlite(&self._sqlite)
+            if open_redb(&self._redb, PyBytes_AS_STRING(self._file)) != GOOD:
+                raise self._redb_failed()
+        return 0
 
-    cdef bint _held(self) except -1:
-        """Ends a read; whether what it saw was one committed state."""
-        cdef State now
-        end_read(&self._sqlite)
-        if not unguarded(self._sqlite.state.mode):
-            remember_wal_index(&self._sqlite)
-            return True
-        self._observe(&now)
-        if same_state(&now, &self._sqlite.state):
-            return True
-        self._drop()
-        return False
+    cdef object _sqlite_failed(self):
+        cdef int code = sqlite3_extended_errcode(self._sqlite.db) & 0xFF
+        message = sqlite3_errmsg(self._sqlite.db).decode("utf-8", "replace")
+        busy = code in (SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_PROTOCOL)
+        return (CacheBusy if busy else CacheError)(self.path, message)
+
+    cdef object _redb_failed(self):
+        return CacheError(self.path, self._redb.reason.decode())
 
     cdef bint _row(self, int which, Slice key, Slice* row) except -1:
-        cdef int found = select_row(&self._sqlite, which, key, row)
+        cdef int found
+        if self._redb.kept != NULL:
+            found = find_value(&self._redb, self._redb.table.root, key, row, which)
+            if found < 0:
+                raise self._redb_failed()
+            return found
+        found = select_row(&self._sqlite, which, key, row)
         if found < 0:
-            raise self._failed()
+            raise self._sqlite_failed()
         return found
 
     cdef Buffer _spilled(self, Slice key):
-        cdef bytes name = key.at[:key.size].replace(b":", b"_").replace(b"/", b"_")
-        cdef bytes path = self._spill_dir + b"/" + name
+        cdef bytes path = self._spill_dir + b"/" + spill_name(key)
         return read_file(PyBytes_AS_STRING(path), MAX_BLOB_BYTES)
 
     cdef bint _owns_spill(self, Slice key, Py_ssize_t size) except -1:
         cdef bytes text = key.at[:key.size]
-        cdef bytes name = text.replace(b":", b"_").replace(b"/", b"_")
+        cdef bytes name = spill_name(key)
         cdef Py_ssize_t shared = 9  # names that share a file agree up to the first separator behind "manifest:"
         while shared < len(text) and text[shared] not in b"_/:":
             shared += 1
@@ -410,18 +431,17 @@ cdef class BlobCache:
         high = low + b"\xf4\x8f\xbf\xbf"
         found = owns_spill(&self._sqlite, key, slice_of(low), slice_of(high), PyBytes_AS_STRING(name), size)
         if found < 0:
-            raise self._failed()
+            raise self._sqlite_failed()
         return found
 
     cdef bint _blob(self, int which, Slice key, Slice* blob, Buffer* spill) except -1:
-        """The bytes under a key, verified; valid until `_held`, those of ``spill`` until the caller frees it."""
+        """The bytes under a key, verified; valid until the read ends, those of ``spill`` until the caller frees it."""
         cdef bint is_digest = is_sha256(key)
         cdef bint there = self._row(which, key, blob)
         if there and blob.size > 0:
             if not is_digest or hashes_to(blob.at, blob.size, key.at):
                 return True
-            there = False
-        if not is_digest and not there:
+        elif not is_digest and (not there or self._redb.kept != NULL):
             return False
         spill[0] = self._spilled(key)
         if spill.at == NULL or spill.size == 0:
@@ -437,7 +457,7 @@ cdef class BlobCache:
         finally:
             free(spill.at)
 
-    cdef list _keys(self):
+    cdef list _sqlite_keys(self):
         cdef sqlite3_stmt* query = NULL
         cdef list found = []
         cdef int code
@@ -451,23 +471,62 @@ cdef class BlobCache:
                     break
                 found.append(text_of(Slice(<const char*>sqlite3_column_blob(query, 0), sqlite3_column_bytes(query, 0))))
             if code != SQLITE_DONE:
-                raise self._failed()
+                raise self._sqlite_failed()
         finally:
             sqlite3_finalize(query)
         return found
 
-    cdef tuple _probe(self, str ref, bint* keep):
+    cdef list _redb_keys(self):
+        cdef list found = []
+        rewind(&self._redb)
+        self._collect(self._redb.table.root, found, 0)
+        return found
+
+    cdef int _collect(self, Root root, list found, int depth) except -1:
+        cdef Node node
+        cdef unsigned char* raw = NULL
+        cdef uint32_t i
+        if not root.there:
+            return 0
+        if depth == MAX_DEPTH:
+            raise CacheError(self.path, "a tree is too deep")
+        if read_node(&self._redb, &root, Shape(-1, -1), &node, &raw) != GOOD:
+            raise self._redb_failed()
+        try:
+            for i in range(node.count + (not node.is_leaf)):
+                if node.is_leaf:
+                    found.append(text_of(key_of(&node, i)))
+                else:
+                    self._collect(child_of(&node, i), found, depth + 1)
+        finally:
+            free(raw)
+        return 0
+
+    cdef tuple _probe(self, str ref):
+        """The facts, and whether a config stands here that cannot be read: then no other cache may answer in its place."""
         cdef bytes name = prefixed(b"manifest:", ref)
         cdef Slice manifest
         cdef Buffer spill = Buffer(NULL, 0)
         cdef Answers answers
+        cdef char digest[71]
+        cdef bint there
+        self._spilled_manifest = False
         if name is None or b"\0" in name:
             return NO_FACTS, False
         try:
-            if not self._blob(0, slice_of(name), &manifest, &spill) or not read_answers(manifest, &MANIFEST_SCHEMA, &answers):
+            there = self._blob(0, slice_of(name), &manifest, &spill)
+            if not there and self._redb.kept != NULL:  # ZLayer's redb era kept manifests by the name as typed
+                name = encoded(b"manifest:", ref)
+                there = self._blob(0, slice_of(name), &manifest, &spill)
+            # A spilled manifest may be replaced without a trace in the database, so that it is not remembered.
+            self._spilled_manifest = spill.at != NULL
+            if not there or not read_answers(manifest, &MANIFEST_SCHEMA, &answers):
                 return NO_FACTS, False
-            keep[0] = spill.at == NULL  # a spilled manifest may be replaced without a trace in the database
-            return self._config(answers.found[DIGEST], string_of(answers.found[MARKER]))
+            marker = string_of(answers.found[MARKER])
+            if not is_sha256(answers.found[DIGEST]):
+                return ImageFacts(marker=marker), False
+            memcpy(digest, answers.found[DIGEST].at, 71)  # the page that it stands on may go when the config is read
+            return self._config(Slice(&digest[0], 71), marker)
         finally:
             free(spill.at)
 
@@ -475,14 +534,25 @@ cdef class BlobCache:
         cdef Slice config
         cdef Buffer spill = Buffer(NULL, 0)
         cdef Answers answers
+        cdef bint there = False
         try:
-            if not is_sha256(digest) or not self._blob(1, digest, &config, &spill):
+            try:
+                there = self._blob(1, digest, &config, &spill)
+            except CacheBusy:
+                raise
+            except CacheError:  # a damaged page: what the manifest says still holds
+                pass
+            if not there:
                 return ImageFacts(marker=marker), False
             if not read_answers(config, &CONFIG_SCHEMA, &answers):
                 return ImageFacts(marker=marker), True
             return ImageFacts(os_of(answers.found[OS_NAME]), marker, string_of(answers.found[ISOLATION])), False
         finally:
             free(spill.at)
+
+
+cdef bytes spill_name(Slice key):
+    return key.at[:key.size].replace(b":", b"_").replace(b"/", b"_")
 
 
 cdef str database_file(str path):
@@ -523,9 +593,9 @@ cdef object sidecar_os(str ref, list paths):
 
 cdef tuple ask(cache, str ref):
     if isinstance(cache, BlobCache):
-        return (<BlobCache>cache)._asked(ref)
+        return (<BlobCache>cache)._run(FACTS, ref)
     with BlobCache(cache) as opened:
-        return (<BlobCache>opened)._asked(ref)
+        return (<BlobCache>opened)._run(FACTS, ref)
 
 
 def image_facts(str ref not None, caches):

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from zlayer_driver._fastpath_json_py import MAX_DOCUMENT_BYTES, Unreadable, read_config, read_manifest, read_sidecar
+from zlayer_driver._fastpath_redb_py import NotRedb, RedbStore
 from zlayer_driver._fastpath_sqlite_py import MAX_BLOB_BYTES, NotSqlite, SqliteStore
 from zlayer_driver.errors import CacheBusy, CacheError, InvalidReference
 from zlayer_driver.model import OS, ImageFacts, Reference
@@ -132,6 +133,17 @@ def _spill_dir(path: str) -> str:
     return os.path.join(folder, f"{name[:dot] if dot > 0 else name}.blobs")
 
 
+def _store(path: str) -> Store:
+    """A reader for the file as its first bytes tell; SQLite looks first, as nobody else may open a database of its own."""
+    try:
+        return SqliteStore(path)
+    except NotSqlite:
+        try:
+            return RedbStore(path)
+        except NotRedb:
+            raise CacheError(path, "it is no SQLite or redb file") from None
+
+
 class BlobCache:
     """A read-only handle on a ZLayer blob cache (SQLite or redb, told by content); safe across threads and after fork.
 
@@ -144,10 +156,7 @@ class BlobCache:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
-        try:
-            self._store: Store = SqliteStore(self.path)
-        except NotSqlite:
-            raise CacheError(self.path, "it is no SQLite or redb file") from None
+        self._store = _store(self.path)
 
     @property
     def format(self) -> str:
@@ -189,7 +198,7 @@ class BlobCache:
         is_digest = _SHA256.fullmatch(key) is not None
         if not (is_digest or key.startswith("manifest:")) or "\0" in key or not _is_utf8(key):
             return None
-        blob = self._store.row(key)
+        blob = self._row(key)
         if is_digest:
             return _verified(key, blob) or _verified(key, self._spilled(key)) or None
         if blob == b"" and isinstance(self._store, SqliteStore):
@@ -197,6 +206,14 @@ class BlobCache:
             if blob is None or not self._store.owns_spill(key, self._spill_name(key), len(blob)):
                 return None
         return blob or None
+
+    def _row(self, key: str) -> bytes | None:
+        try:
+            return self._store.row(key)
+        except (NotSqlite, NotRedb):  # the file was replaced by one of the other format
+            self._store.close()
+            self._store = _store(self.path)
+            return self._store.row(key)
 
     def _spill_name(self, key: str) -> str:
         return key.replace(":", "_").replace("/", "_")
@@ -219,7 +236,12 @@ class BlobCache:
             digest, marker = read_manifest(manifest)
         except Unreadable:
             return ImageFacts(), False
-        config = self._get(digest) if _SHA256.fullmatch(digest) else None
+        try:
+            config = self._get(digest) if _SHA256.fullmatch(digest) else None
+        except CacheBusy:
+            raise
+        except CacheError:
+            config = None
         if config is None:
             return ImageFacts(marker=marker), False
         try:

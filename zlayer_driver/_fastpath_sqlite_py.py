@@ -96,16 +96,19 @@ class SqliteStore:
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What ``work`` reads from one committed state of the database."""
         for _ in range(ATTEMPTS):
-            state = self._ready()
-            assert self._connection is not None
+            state = _state(self.path)
+            failure: sqlite3.Error | None = None
             try:
-                answer = work(self._connection)
+                answer = work(self._ready(state))
             except sqlite3.Error as error:
+                failure = error
+            if state.settled and _state(self.path) != state:
                 self.close()
-                raise self._translated(error) from error
-            if not state.settled or _state(self.path) == state:
+                continue
+            if failure is None:
                 return answer
             self.close()
+            raise self._translated(failure) from failure
         raise CacheBusy(self.path, "it changes faster than it can be read")
 
     def row(self, key: str) -> bytes | None:
@@ -137,15 +140,12 @@ class SqliteStore:
         rows = self.run(lambda connection: connection.execute(_KEYS).fetchall())
         return [key.decode(errors="replace") for (key,) in rows]
 
-    def _ready(self) -> State:
-        state = _state(self.path)
-        if self._connection is not None and self._pid == os.getpid() and self._reusable(state):
-            self._state = state
-            return state
-        self.close()
-        self._connection = self._open(state)
-        self._state, self._pid = state, os.getpid()
-        return state
+    def _ready(self, state: State) -> sqlite3.Connection:
+        if self._connection is None or self._pid != os.getpid() or not self._reusable(state):
+            self.close()
+            self._connection, self._pid = self._open(state), os.getpid()
+        self._state = state
+        return self._connection
 
     def _reusable(self, state: State) -> bool:
         last = self._state
@@ -154,23 +154,21 @@ class SqliteStore:
         return last.database[:2] == state.database[:2] and last.shared == state.shared
 
     def _open(self, state: State) -> sqlite3.Connection:
-        try:
-            connection = self._connect(state)
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+        connection = self._connect(state)
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BLOB_BYTES)
             connection.execute("PRAGMA trusted_schema = OFF")
-            is_cache = connection.execute(_IS_CACHE).fetchone()
-            connection.execute("SELECT digest, data, last_accessed FROM blobs LIMIT 0")
+            if connection.execute(_IS_CACHE).fetchone() is None:
+                raise CacheError(self.path, "it has no table «blobs»")
+            connection.execute("SELECT data, last_accessed FROM blobs LIMIT 0")
         except sqlite3.Error as error:
             connection.close()
             if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
                 raise NotSqlite from error
-            raise self._translated(error) from error
-        if is_cache is None:
+            raise
+        except CacheError:
             connection.close()
-            raise CacheError(self.path, "it has no table «blobs»")
+            raise
         return connection
 
     def _connect(self, state: State) -> sqlite3.Connection:

@@ -4,7 +4,7 @@ It is the shared library that Python's ``sqlite3`` uses, and only SQLite opens t
 descriptor closed behind its back, would drop the file locks of a writer in this process.
 """
 
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcmp, strlen
 
 from zlayer_driver._native.files cimport Stamp, look
 from zlayer_driver._native.reference cimport Slice
@@ -13,14 +13,9 @@ from zlayer_driver._native.reference cimport Slice
 cdef extern from "<sqlite3.h>" nogil:
     ctypedef struct sqlite3
     ctypedef struct sqlite3_stmt
-    ctypedef struct sqlite3_io_methods:
-        int iVersion
-        int (*xShmMap)(sqlite3_file*, int, int, int, volatile void**) noexcept nogil
-    ctypedef struct sqlite3_file:
-        const sqlite3_io_methods* pMethods
     ctypedef void (*sqlite3_destructor_type)(void*)
     const int SQLITE_OK, SQLITE_ROW, SQLITE_DONE, SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_PROTOCOL, SQLITE_NOTADB
-    const int SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI, SQLITE_BLOB, SQLITE_TEXT, SQLITE_FCNTL_FILE_POINTER
+    const int SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI, SQLITE_BLOB, SQLITE_TEXT
     const int SQLITE_DBCONFIG_TRUSTED_SCHEMA, SQLITE_LIMIT_LENGTH
     const sqlite3_destructor_type SQLITE_STATIC
     int sqlite3_open_v2(const char*, sqlite3**, int, const char*)
@@ -39,11 +34,9 @@ cdef extern from "<sqlite3.h>" nogil:
     int sqlite3_column_bytes(sqlite3_stmt*, int)
     int sqlite3_extended_errcode(sqlite3*)
     const char* sqlite3_errmsg(sqlite3*)
-    int sqlite3_file_control(sqlite3*, const char*, int, void*)
 
 
 cdef enum Mode:
-    UNOPENED
     STILL  # no log: immutable, read again if anything changed meanwhile
     LIVE  # -wal and -shm: SQLite's snapshot protocol on read-only shared memory
     LEFTOVER  # -wal alone: a private copy; read again if anything changed meanwhile
@@ -59,8 +52,6 @@ cdef struct State:
 cdef struct Sqlite:
     sqlite3* db
     sqlite3_stmt* select[2]  # the same query twice: the first row stays valid, and its snapshot open, while the second is read
-    State state
-    char wal_index[48]  # the header of the wal-index as it was at the last read
 
 
 cdef inline int observe(const char* database, const char* wal, const char* shm, const char* journal, State* state) noexcept nogil:
@@ -97,39 +88,12 @@ cdef inline bint same_state(const State* one, const State* other) noexcept nogil
     )
 
 
-cdef inline const char* wal_index(Sqlite* cache) noexcept nogil:
-    """The header of the wal-index in shared memory, or NULL while SQLite has not mapped it."""
-    cdef sqlite3_file* file = NULL
-    cdef volatile void* page = NULL
-    if sqlite3_file_control(cache.db, "main", SQLITE_FCNTL_FILE_POINTER, &file) != SQLITE_OK or file == NULL:
-        return NULL
-    if file.pMethods == NULL or file.pMethods.iVersion < 2 or file.pMethods.xShmMap == NULL:
-        return NULL
-    file.pMethods.xShmMap(file, 0, 32768, 0, &page)  # a mapped page may come with a «read only», which is no failure
-    return <const char*>page
-
-
-cdef inline void remember_wal_index(Sqlite* cache) noexcept nogil:
-    cdef const char* header = wal_index(cache) if cache.state.mode == LIVE else NULL
-    if header != NULL:
-        memcpy(cache.wal_index, header, 48)
-    else:
-        cache.wal_index[0] = 0
-
-
-cdef inline bint wal_index_unchanged(Sqlite* cache) noexcept nogil:
-    """Nothing was committed since `remember_wal_index`: its version number is never zero, and each commit rewrites it."""
-    cdef const char* header = wal_index(cache)
-    return header != NULL and cache.wal_index[0] != 0 and memcmp(cache.wal_index, header, 48) == 0
-
-
 cdef inline void close_sqlite(Sqlite* cache) noexcept nogil:
     sqlite3_finalize(cache.select[0])
     sqlite3_finalize(cache.select[1])
     sqlite3_close(cache.db)
     cache.select[0] = cache.select[1] = NULL
     cache.db = NULL
-    cache.state.mode = UNOPENED
 
 
 cdef inline int is_cache(Sqlite* cache) noexcept nogil:
