@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from zlayer_driver.contract import Backend
-from zlayer_driver.model import Handle, Target, TaskSpec
+from zlayer_driver.model import Exit, Handle, Target, TaskSpec
 
 
 class Subject(ABC):
@@ -56,6 +56,10 @@ class Subject(ABC):
     def argv_tells(self) -> Sequence[str]:
         """A command that prints its variable ``PROBE``, its working directory and its user number, one a line."""
         return ["/bin/sh", "-c", 'echo "$PROBE"; pwd; id -u']
+
+    def death(self, number: int) -> Exit:
+        """How a task of `runs` ends that gets this signal and does not ignore it."""
+        return Exit(128 + number, number)
 
     @property
     @abstractmethod

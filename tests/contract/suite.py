@@ -73,7 +73,7 @@ class Verbs:
         handle = await subject.start(subject.runs("task"))
         async with asyncio.timeout(DEADLINE_S):
             await subject.backend.stop(handle, timeout_s=2 * DEADLINE_S, signal="SIGTERM")
-        assert await ended(subject, handle) == Exit(143, 15)
+        assert await ended(subject, handle) == subject.death(15)
         await subject.backend.destroy(handle)
 
     async def test_stop_kills_what_does_not_listen(self, subject: Subject) -> None:
@@ -129,7 +129,7 @@ class Verbs:
         for _ in range(2):
             await subject.backend.recover(handle)
         await subject.backend.stop(handle, timeout_s=DEADLINE_S, signal="SIGTERM")
-        assert await ended(subject, handle) == Exit(143, 15)
+        assert await ended(subject, handle) == subject.death(15)
         await subject.backend.destroy(handle)
         assert not await subject.remains()
 
@@ -168,7 +168,7 @@ class SignalCases(AbilityCases):
         handle = await subject.start(subject.runs("task", ignoring=["SIGHUP"]))
         await subject.backend.signal(handle, "SIGHUP")
         await subject.backend.signal(handle, "usr1")
-        assert await ended(subject, handle) == Exit(138, 10)
+        assert await ended(subject, handle) == subject.death(10)
         await subject.backend.destroy(handle)
 
     async def test_word_that_is_no_signal(self, subject: Subject) -> None:
@@ -182,6 +182,23 @@ class SignalCases(AbilityCases):
         assert isinstance(subject.backend, contract.CanSignal)
         with pytest.raises(NotFound):
             await subject.backend.signal(Handle("nobody", Target.PRIMARY, subject.backend.name, {}), "SIGTERM")
+
+
+class SweepCases(AbilityCases):
+    covers = frozenset({contract.CanSweep})
+
+    async def test_sweep_leaves_whole_tasks_alone(self, subject: Subject) -> None:
+        running, over = await subject.start(subject.runs("running")), await subject.start(subject.exits("over", 7))
+        await ended(subject, over)
+        subject.backend = subject.successor()
+        assert isinstance(subject.backend, contract.CanSweep)
+        await subject.backend.sweep()
+        assert await ended(subject, over) == Exit(7)
+        await subject.backend.stop(running, timeout_s=0, signal="SIGKILL")
+        assert await ended(subject, running) == Exit(137, 9)
+        for handle in (running, over):
+            await subject.backend.destroy(handle)
+        assert not await subject.remains()
 
 
 class ExecCases(AbilityCases):
@@ -243,7 +260,7 @@ class ControlCases(AbilityCases):
         await subject.backend.pause(handle)
         await subject.backend.resume(handle)
         await subject.backend.stop(handle, timeout_s=DEADLINE_S, signal="SIGTERM")
-        assert await ended(subject, handle) == Exit(143, 15)
+        assert await ended(subject, handle) == subject.death(15)
         await subject.backend.destroy(handle)
 
     async def test_update_of_limits(self, subject: Subject) -> None:

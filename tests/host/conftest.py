@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.host.oci_lab import OneImage, remains
+from tests.host.oci_lab import OneImage, clear
 
 
 @pytest.fixture(scope="session")
@@ -21,4 +22,4 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> OneImage:
 def root(tmp_path: Path) -> Iterator[Path]:
     """A directory for the state of one driver; fails the test that leaves a container, or a part of one."""
     yield tmp_path
-    assert remains(tmp_path) == []
+    assert asyncio.run(clear(tmp_path)) == []

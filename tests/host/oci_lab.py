@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ from typing import Any
 from zlayer_driver.backends.oci import OciBackend
 from zlayer_driver.backends.oci_bundle import Bundle, container_id
 from zlayer_driver.backends.oci_runtime import OciRuntime
-from zlayer_driver.backends.oci_steps import STEPS, Step
+from zlayer_driver.backends.oci_steps import STEPS, Step, remove
 from zlayer_driver.errors import NotFound
 from zlayer_driver.host import cgroups
 from zlayer_driver.host.processes import command_lines
@@ -73,14 +72,23 @@ def handle(task_id: str, data: object) -> Handle:
 
 
 def remains(root: Path) -> list[str]:
-    """Everything that lives for a container of the state directory: processes, mounts, cgroups, files. Empty after a clean removal."""
-    state = root / "state"
-    found = [f"process {pid}: {argv}" for pid, argv in command_lines() if any(os.fsencode(state) in part for part in argv)]
+    """Everything that lives for a container of a state directory in ``root``: processes, mounts, cgroups, files."""
+    found = [f"process {pid}: {argv}" for pid, argv in command_lines() if any(part.startswith(bytes(root)) for part in argv)]
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(root) in line]
-    prefix = Bundle(state, "").cgroup.strip("/")
-    for tree in {*cgroups.trees().v1.values(), cgroups.trees().v2} - {None}:
-        found += [str(path) for path in tree.iterdir() if path.name.startswith(prefix)] if tree else []
-    return found + [str(path) for kind in ("c/*", "rt/*/*") for path in state.glob(kind)]
+    for state in (root / "state", root / "state/oci"):
+        prefix = Bundle(state, "").cgroup.strip("/")
+        found += [str(group) for tree in cgroups.trees().roots() for group in tree.iterdir() if group.name.startswith(prefix)]
+        found += [str(path) for kind in ("c/*", "rt/*/*") for path in state.glob(kind)]
+    return found
+
+
+async def clear(root: Path) -> list[str]:
+    """What `remains`, and an end to it: a test that fails in the middle must not burden the machine."""
+    found = remains(root)
+    for path in [*root.glob("state/c/*"), *root.glob("state/oci/c/*")]:
+        state = path.parent.parent
+        await remove(state, Bundle(state, path.name), STEPS)
+    return found
 
 
 def bundle_of(root: Path, task_id: str) -> Bundle:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,10 +46,13 @@ class Trees:
         memory = self.v1.get("memory")
         return (memory / "memory.memsw.limit_in_bytes").exists() if memory else self.mode is Mode.V2
 
+    def roots(self) -> Iterable[Path]:
+        """Every mount point once."""
+        return dict.fromkeys([*self.v1.values(), *([self.v2] if self.v2 else [])])
+
     def directories(self, path: str) -> Iterator[Path]:
         """Where the group ``path`` (absolute, as in a runtime spec) exists."""
-        roots = dict.fromkeys([*self.v1.values(), *([self.v2] if self.v2 else [])])
-        return (group for root in roots if (group := root / path.lstrip("/")).is_dir())
+        return (group for root in self.roots() if (group := root / path.lstrip("/")).is_dir())
 
 
 def trees() -> Trees:

@@ -1,0 +1,127 @@
+"""The OCI backend keeps the contract with the machine's own runtimes, on the real image store and a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.contract import suite
+from tests.contract.subject import Subject
+from tests.doubles import registry
+from tests.doubles.images import Built, archive, directory, image, member, symlink
+from tests.host.oci_lab import clear, remains
+from zlayer_driver.backends.oci import OciBackend
+from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.contract import Backend
+from zlayer_driver.host import signals
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.model import Exit, Handle, TaskSpec
+
+pytestmark = pytest.mark.needs("linux", "root", "runc", "conmon", "busybox", "docker-registry")
+
+BASE = "example.org/base:v1"
+
+
+class OciSubject(Subject):
+    def __init__(self, root: Path, store: ImageStore, pulled: str) -> None:
+        self._root = root
+        self._store = store
+        self._image = pulled
+        self.logs = root / "logs"
+        self.logs.mkdir()
+        self.backend = self.successor()
+
+    @property
+    def image(self) -> str:
+        return self._image
+
+    @property
+    def missing_image(self) -> str:
+        return f"{self._image}-missing"
+
+    def successor(self) -> Backend:
+        return OciBackend(root=self._root / "state", store=self._store, runtime=OciRuntime("runc"))
+
+    async def remains(self) -> Collection[str]:
+        return remains(self._root)
+
+    def death(self, number: int) -> Exit:
+        """Init of a pid namespace dies of SIGKILL alone; of others it exits, if it cares, as a shell does."""
+        return Exit(128 + number, number if number == signals.number("SIGKILL") else 0)
+
+    def exits(self, task_id: str, code: int) -> TaskSpec:
+        return self._spec(task_id, f"exit {code}")
+
+    def runs(self, task_id: str, *, ignoring: Sequence[str] = ()) -> TaskSpec:
+        heeded = [name for name in ("HUP", "INT", "USR1", "TERM") if f"SIG{name}" not in ignoring]
+        traps = "; ".join(f"trap 'exit {128 + signals.number(name)}' {name}" for name in heeded)
+        os.mkfifo(self.stdout_of(task_id))
+        return self._spec(task_id, f"{traps}; echo ready; while :; do sleep 1000 & wait $!; done")
+
+    async def start(self, spec: TaskSpec) -> Handle:
+        """A task of `runs` says when its traps are set: a signal before that is lost on init."""
+        handle = await super().start(spec)
+        if Path(spec.stdout_path).is_fifo() and "ready" in spec.args[-1]:
+            await asyncio.to_thread(_read_line, spec.stdout_path)
+        return handle
+
+    def prints(self, task_id: str, out: str, err: str) -> TaskSpec:
+        return self._spec(task_id, f"printf '{out}'; printf '{err}' >&2")
+
+    def cannot_start(self, task_id: str) -> TaskSpec:
+        return TaskSpec(id=task_id, name=task_id, image=BASE, command="/no/such/command")
+
+    def argv_exits(self, code: int) -> Sequence[str]:
+        return ["sh", "-c", f"exit {code}"]
+
+    def argv_prints(self, out: str, err: str) -> Sequence[str]:
+        return ["sh", "-c", f"printf '{out}'; printf '{err}' >&2"]
+
+    def argv_prints_env(self, name: str) -> Sequence[str]:
+        return ["sh", "-c", f'printf "${name}"']
+
+    def argv_blocks(self) -> Sequence[str]:
+        return ["sleep", "1000"]
+
+    def _spec(self, task_id: str, script: str) -> TaskSpec:
+        return TaskSpec(
+            id=task_id,
+            name=task_id,
+            image=BASE,
+            command="/bin/sh",
+            args=("-c", script),
+            stdout_path=str(self.stdout_of(task_id)),
+            stderr_path=str(self.stderr_of(task_id)),
+        )
+
+
+def _read_line(path: str) -> None:
+    with Path(path).open() as file:
+        file.readline()
+
+
+@pytest.fixture(scope="module")
+def busybox() -> Built:
+    applets = [symlink(f"bin/{name}", "busybox") for name in ("sh", "sleep")]
+    layer = archive(directory("bin"), member("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755), *applets)
+    return image([layer], config={"Env": ["PATH=/bin"]})
+
+
+@pytest.fixture(scope="module")
+def pulled(busybox: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with registry.running(tmp_path_factory.mktemp("registry")) as server:
+        yield server.push(busybox, "contract", "v1")
+
+
+class TestOci(suite.Verbs, suite.SignalCases, suite.ExecCases, suite.SweepCases, suite.PullCases):
+    @pytest.fixture
+    async def subject(self, tmp_path: Path, busybox: Built, pulled: str) -> AsyncIterator[Subject]:
+        store = ImageStore(tmp_path / "images")
+        await store.import_archive(f"oci:{busybox.layout(tmp_path / 'layout')}:latest", BASE)
+        yield OciSubject(tmp_path, store, pulled)
+        await store.close()
+        assert await clear(tmp_path) == []
