@@ -25,12 +25,13 @@ http: {{addr: "127.0.0.1:0"{tls}}}
 class Registry:
     """``host`` is ``127.0.0.1:PORT``."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, scheme: str = "http") -> None:
         self.host = host
+        self.url = f"{scheme}://{host}"
 
     def push(self, built: Built, name: str, tag: str) -> str:
         """The reference under which the image can be pulled."""
-        with httpx2.Client(base_url=f"http://{self.host}/v2/{name}", trust_env=False, timeout=30) as http:
+        with httpx2.Client(base_url=f"{self.url}/v2/{name}", trust_env=False, timeout=30, verify=False) as http:
             manifests = [content for content in built.blobs.values() if b'"schemaVersion"' in content[:64]]
             for digest, content in built.blobs.items():
                 if content not in manifests:
@@ -51,14 +52,16 @@ class Registry:
 
 
 @contextmanager
-def running(root: Path) -> Iterator[Registry]:
+def running(root: Path, certificate: Path | None = None) -> Iterator[Registry]:
+    """``certificate`` is a file with a certificate and its key; the registry then speaks HTTPS."""
     config = root / "registry.yml"
-    config.write_text(_CONFIG.format(root=root / "registry", tls=""))
+    tls = f", tls: {{certificate: {certificate}, key: {certificate}}}" if certificate else ""
+    config.write_text(_CONFIG.format(root=root / "registry", tls=tls))
     process = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     reader: threading.Thread | None = None
     try:
-        yield Registry(_listening(process.stderr))
+        yield Registry(_listening(process.stderr), "https" if certificate else "http")
     finally:
         reader = threading.Thread(target=process.stderr.read)
         reader.start()
@@ -76,3 +79,12 @@ def _listening(log: IO[str]) -> str:
         if match := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
             return match[1]
     raise AssertionError(f"the registry did not start: {''.join(seen)}")
+
+
+def self_signed(directory: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody vouches for, and its key, in one file."""
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    certificate.write_bytes(certificate.read_bytes() + key.read_bytes())
+    return certificate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Web:
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[Web]:
+async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
     """Every connection carries one request. What a handler still does at the end is cancelled."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -53,7 +54,7 @@ async def serving(handler: Handler) -> AsyncIterator[Web]:
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     web = Web(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
     try:
         yield web

@@ -121,3 +121,10 @@ async def test_parallel_pulls_share_one_and_survive_a_cancelled_waiter(store: Im
     assert await second == await third
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+@pytest.mark.needs("openssl")
+async def test_a_registry_on_loopback_may_speak_https(store: ImageStore, tmp_path: Path) -> None:
+    with registry.running(tmp_path, registry.self_signed(tmp_path)) as server:
+        reference = server.push(image([BASE]), "secure", "1")
+        assert len((await pull(store, reference)).layers) == 1

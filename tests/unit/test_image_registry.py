@@ -6,10 +6,14 @@ import asyncio
 import base64
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests.doubles.registry import self_signed
 from tests.doubles.web import Call, Web, serving
 from zlayer_driver import fastpath
 from zlayer_driver.errors import PullFailed
@@ -47,7 +51,7 @@ async def client(naps: Naps) -> AsyncIterator[Client]:
 
 
 def repository(client: Client, web: Web, auth: Auth | None = None, name: str = "app:1") -> Repository:
-    return client.repository(fastpath.parse(f"{web.host}/{name}"), auth)
+    return Repository(client, web.host, fastpath.parse(f"{web.host}/{name}"), auth)
 
 
 async def download(source: Repository) -> bytes:
@@ -273,6 +277,69 @@ async def test_a_registry_that_is_not_there_is_named(client: Client) -> None:
         pass
     with pytest.raises(PullFailed, match=rf"ConnectError at http://{web.host}"):
         await repository(client, web).root(Limits())
+
+
+async def answering(status: int, content: bytes, call: Call) -> None:
+    await call.answer(status, content)
+
+
+async def test_mirrors_are_asked_first_and_the_registry_where_they_fail(naps: Naps) -> None:
+    good, bad = partial(answering, 200, CONTENT), partial(answering, 404, b"")
+    async with serving(bad) as first, serving(good) as second, serving(good) as origin:
+        both = Client(mirrors={origin.host: [first.host, second.host]}, sleep=naps)
+        source = await both.source(fastpath.parse(f"{origin.host}/app:1"), USER)
+        assert (await source.root(Limits()))[0] == CONTENT
+        assert b"".join([piece async for piece in source.pieces(BLOB)]) == CONTENT
+        assert [len(web.calls) for web in (first, second, origin)] == [1, 2, 0]
+        one = Client(mirrors={origin.host: [first.host]}, sleep=naps)
+        source = await one.source(fastpath.parse(f"{origin.host}/app:1"), USER)
+        assert b"".join([piece async for piece in source.pieces(BLOB)]) == CONTENT
+        assert await source.content(BLOB) == CONTENT
+        assert len(origin.calls) == 2
+        await both.close()
+        await one.close()
+
+
+async def test_credentials_come_from_the_auth_file(tmp_path: Path, naps: Naps) -> None:
+    async def basic(call: Call) -> None:
+        good = call.headers.get("authorization") == f"Basic {base64.b64encode(b'user:secret').decode()}"
+        await call.answer(200 if good else 401, CONTENT, www_authenticate='Basic realm="x"')
+
+    async with serving(basic) as web:
+        auths = {web.host: {"auth": base64.b64encode(b"user:secret").decode()}}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
+        client = Client(auth_file=tmp_path / "config.json", sleep=naps)
+        source = await client.source(fastpath.parse(f"{web.host}/app:1"), None)
+        assert await source.content(BLOB) == CONTENT
+        await client.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return self_signed(tmp_path)
+
+
+@pytest.mark.needs("openssl")
+async def test_certificates_are_checked_but_on_loopback(certificate: Path, naps: Naps, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    async with serving(partial(answering, 200, CONTENT), context) as web:
+        loopback, known, unknown = Client(sleep=naps), Client(ca_file=certificate, sleep=naps), Client(sleep=naps)
+        source = repository(loopback, web)
+        source._scheme = "https"  # as after the 400 of a real TLS server
+        assert await download(source) == CONTENT
+        monkeypatch.setattr(registry, "is_loopback", lambda host: False)
+        assert await download(repository(known, web)) == CONTENT
+        with pytest.raises(PullFailed, match="CERTIFICATE_VERIFY_FAILED"):
+            await download(repository(unknown, web))
+        for client in (loopback, known, unknown):
+            await client.close()
+
+
+async def test_digests_of_other_kinds_are_refused(client: Client) -> None:
+    async with serving(partial(answering, 200, CONTENT)) as web:
+        with pytest.raises(Malformed, match="no sha256 digest"):
+            await repository(client, web, name=f"app@sha512:{'0' * 128}").root(Limits())
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ _TOKEN_BYTES = MIB
 class Login:
     """What authenticates requests to one repository, once the registry has asked for it."""
 
-    def __init__(self, client: Client, auth: Auth | None, repository: str, *, plain: bool) -> None:
+    def __init__(self, client: Client, auth: Auth | None, repository: str, *, insecure: bool) -> None:
         self.headers: dict[str, str] = {}
         self._client = client
         self._auth = auth
         self._repository = repository
-        self._plain = plain
+        self._insecure = insecure
 
     async def answer(self, refusal: httpx2.Response) -> bool:
         """Fills `headers` as a 401 asks; false where there is nothing to answer with."""
@@ -49,14 +49,14 @@ class Login:
 
     async def _token(self, parameters: Mapping[str, str]) -> str:
         realm = parameters.get("realm", "")
-        if not realm.startswith("https://") and not (self._plain and realm.startswith("http://")):
+        if not realm.startswith("https://") and not (self._insecure and realm.startswith("http://")):
             raise PullFailed(self._repository, f"the registry sends its clients to {realm[:200]!r} for a token, which is not secure")
         query = {"scope": f"repository:{self._repository}:pull"} | {
             key: value for key, value in parameters.items() if key in {"service", "scope"}
         }
         headers = {} if self._auth is None else {"Authorization": _basic(self._auth)}
         raw = bytearray()
-        async with self._client.http.stream("GET", realm, params=query, headers=headers) as answer:
+        async with self._client.http(insecure=self._insecure).stream("GET", realm, params=query, headers=headers) as answer:
             async for piece in answer.aiter_bytes():
                 raw += piece
                 if len(raw) > _TOKEN_BYTES:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from zlayer_driver.errors import WrongPlatform
@@ -17,29 +17,13 @@ from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import COMPRESSION, choose, parse_config, parse_manifest
 from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
-from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest
+from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest, Source
 from zlayer_driver.model import PullProgress, Report
 
 T = TypeVar("T")
 _Made = tuple[Path, Unpacked]
 _PARALLEL_LAYERS = 3
 _NESTED_INDEXES = 3
-
-
-class Source(Protocol):
-    """Where an image comes from. Its content is trusted by digest only, and nothing that it says of sizes is believed."""
-
-    async def root(self, limits: Limits, /) -> tuple[bytes, str]:
-        """The manifest or index of the image, and the media type it is said to have (or empty)."""
-        ...
-
-    async def content(self, blob: Descriptor, /) -> bytes:
-        """A manifest or config, whole, of at most ``blob.size`` bytes."""
-        ...
-
-    def pieces(self, blob: Descriptor, /) -> AsyncGenerator[bytes, None]:
-        """A layer's bytes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zlayer_driver.errors import PullFailed
+from zlayer_driver.errors import ConfigError, PullFailed
 from zlayer_driver.image.auth import Login
+from zlayer_driver.image.credentials import AuthFile
 from zlayer_driver.image.manifest import INDEXES, MANIFESTS
 from zlayer_driver.image.stream import digest_of
-from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
+from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed, Source, check_digest
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,6 +33,7 @@ _ATTEMPTS = 5  # in a row without a byte of progress
 _BACKOFF_S = 0.25  # doubles with each attempt
 _LONGEST_WAIT_S = 30.0  # that a Retry-After may ask for
 _REDIRECTS = 5
+_TURNS = 3  # of one request: to find that the server speaks HTTPS, to be asked for a token, to be answered
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 
@@ -45,52 +49,125 @@ def is_loopback(registry: str) -> bool:
 
 
 class Client:
-    """Connections to registries, shared by all pulls of a store. ``insecure`` registries are spoken to by plain HTTP, as loopback is."""
+    """Connections to registries, shared by all pulls of a store.
 
-    def __init__(self, *, insecure: Collection[str] = (), sleep: Sleep = asyncio.sleep) -> None:
-        self.insecure = frozenset(insecure)
+    ``insecure`` registries, and those on loopback, are spoken to by plain HTTP, or by HTTPS with any certificate if that is what they speak.
+    ``mirrors`` are hosts to ask before a registry; ``ca_file`` holds certificates to trust besides the system's.
+    """
+
+    def __init__(
+        self,
+        *,
+        insecure: Collection[str] = (),
+        mirrors: Mapping[str, Sequence[str]] | None = None,
+        auth_file: Path | None = None,
+        ca_file: Path | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         self.sleep = sleep
-        self._http: httpx2.AsyncClient | None = None
+        self._insecure = frozenset(insecure)
+        self._mirrors = mirrors or {}
+        self._credentials = None if auth_file is None else AuthFile(auth_file)
+        self._ca_file = ca_file
+        self._http: dict[bool, httpx2.AsyncClient] = {}
 
-    @property
-    def http(self) -> httpx2.AsyncClient:
+    def is_insecure(self, host: str) -> bool:
+        return host in self._insecure or is_loopback(host)
+
+    def http(self, *, insecure: bool) -> httpx2.AsyncClient:
         import httpx2  # noqa: PLC0415 # at first use, see above
 
-        if self._http is None:
+        if insecure not in self._http:
             # A proxy cannot reach this machine's loopback, whatever the environment says.
             direct: dict[str, None] = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
-            self._http = httpx2.AsyncClient(timeout=_STALL_S, mounts=direct, headers={"User-Agent": "zlayer-driver"})
-        return self._http
+            headers = {"User-Agent": "zlayer-driver"}
+            verify = False if insecure else self._trusted()
+            self._http[insecure] = httpx2.AsyncClient(timeout=_STALL_S, mounts=direct, headers=headers, verify=verify)
+        return self._http[insecure]
 
-    def repository(self, reference: Reference, auth: Auth | None) -> Repository:
-        return Repository(self, reference, auth)
+    async def source(self, reference: Reference, auth: Auth | None) -> Source:
+        """Where to pull ``reference`` from. ``auth`` is for its own registry only; else the auth file is asked."""
+        mirrors = self._mirrors.get(reference.registry, ())
+        sources = [Repository(self, mirror, reference, await self._known(mirror)) for mirror in mirrors]
+        origin = _HOSTS.get(reference.registry, reference.registry)
+        own = Repository(self, origin, reference, auth or await self._known(reference.registry))
+        return Mirrored([*sources, own]) if sources else own
 
     async def close(self) -> None:
-        if self._http is not None:
-            await self._http.aclose()
-            self._http = None
+        while self._http:
+            await self._http.popitem()[1].aclose()
+
+    async def _known(self, registry: str) -> Auth | None:
+        return None if self._credentials is None else await self._credentials.find(registry)
+
+    def _trusted(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            try:
+                context.load_verify_locations(self._ca_file)
+            except OSError as error:  # what `ssl` raises is one too
+                raise ConfigError(f"cannot use the certificates in {str(self._ca_file)!r}: {error}") from error
+        return context
+
+
+class Mirrored:
+    """Sources of one image, asked in order: the next one only where the one before fails with a `PullFailed`."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = list(sources)
+
+    async def root(self, limits: Limits) -> tuple[bytes, str]:
+        while True:
+            try:
+                return await self._sources[0].root(limits)
+            except PullFailed:
+                if len(self._sources) == 1:
+                    raise
+                del self._sources[0]  # what it does not know now it will not know later
+
+    async def content(self, blob: Descriptor) -> bytes:
+        for source in self._sources[:-1]:
+            with suppress(PullFailed):
+                return await source.content(blob)
+        return await self._sources[-1].content(blob)
+
+    async def pieces(self, blob: Descriptor) -> AsyncGenerator[bytes, None]:
+        for source in self._sources:
+            started = False
+            try:
+                async with aclosing(source.pieces(blob)) as pieces:
+                    async for piece in pieces:
+                        started = True
+                        yield piece
+            except PullFailed:
+                if started or source is self._sources[-1]:
+                    raise
+            else:
+                return
 
 
 class Repository:
-    """One repository of a registry, and a `sources.Source` of the image that its reference names."""
+    """One repository on one host, as the `Source` of the image that a reference names."""
 
-    def __init__(self, client: Client, reference: Reference, auth: Auth | None) -> None:
-        registry = _HOSTS.get(reference.registry, reference.registry)
-        plain = registry in client.insecure or is_loopback(registry)
+    def __init__(self, client: Client, host: str, reference: Reference, auth: Auth | None) -> None:
         self._client = client
         self._reference = reference
-        self._base = f"{'http' if plain else 'https'}://{registry}/v2/{reference.repository}"
-        self._login = Login(client, auth, reference.repository, plain=plain)
-        self._image = f"{reference.registry}/{reference.repository}"
+        self._insecure = client.is_insecure(host)
+        self._scheme = "http" if self._insecure else "https"
+        self._path = f"{host}/v2/{reference.repository}"
+        self._login = Login(client, auth, reference.repository, insecure=self._insecure)
+        self._image = f"{host}/{reference.repository}"
 
     async def root(self, limits: Limits) -> tuple[bytes, str]:
         """The manifest or index that the reference names, checked against the reference's digest, and its media type."""
-        digest = self._reference.digest
+        digest = (self._reference.digest or "").lower()
+        if digest:
+            check_digest(digest)
         path = f"manifests/{digest or self._reference.tag or 'latest'}"
         headers = {"Accept": ", ".join(sorted(MANIFESTS | INDEXES))}
         raw, answer = await self._small(path, headers, limits.manifest_bytes)
         said = digest or answer.get("docker-content-digest", "")
-        if said.startswith("sha256:") and said.lower() != digest_of(raw):
+        if said.startswith("sha256:") and said != digest_of(raw):
             raise Malformed(f"the registry says that the manifest is {said[:80]}, and sent {digest_of(raw)}")
         return raw, answer.get("content-type", "").split(";")[0].strip()
 
@@ -142,20 +219,29 @@ class Repository:
         """A good answer whose body is not yet read; `_Transient` where trying again may help. Logs in where the registry asks for it."""
         import httpx2  # noqa: PLC0415
 
-        url = f"{self._base}/{path}"
         try:
-            for _ in range(2):
-                async with self._follow(url, {**headers, **self._login.headers}) as answer:
-                    if answer.status_code == 401 and await self._login.answer(answer):
+            for _ in range(_TURNS):
+                async with self._follow(f"{self._scheme}://{self._path}/{path}", {**headers, **self._login.headers}) as answer:
+                    if await self._prefers_https(answer) or (answer.status_code == 401 and await self._login.answer(answer)):
                         continue
                     self._check(answer, path)
                     yield answer
                     return
         except httpx2.TransportError as error:
-            raise _Transient(f"{type(error).__name__} at {url}: {error}") from error
+            raise _Transient(f"{type(error).__name__} at {self._scheme}://{self._path}: {error}") from error
         except httpx2.InvalidURL as error:
             raise PullFailed(self._image, f"the registry names a URL that is none: {error}") from error
         raise PullFailed(self._image, "the registry refuses its own token", hint="check the credentials")
+
+    async def _prefers_https(self, answer: httpx2.Response) -> bool:
+        """Whether this is how a TLS server answers plain HTTP, which every kind says in words; from then on it gets what it wants."""
+        if self._scheme == "https" or answer.status_code != 400:
+            return False
+        async with aclosing(answer.aiter_raw()) as body:
+            said = await anext(body, b"")
+        if b"HTTPS" in said:
+            self._scheme = "https"
+        return self._scheme == "https"
 
     @asynccontextmanager
     async def _follow(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
@@ -164,7 +250,9 @@ class Repository:
 
         at, sent = httpx2.URL(url), dict(headers)
         for _ in range(_REDIRECTS):
-            async with self._client.http.stream("GET", at, headers={"Accept-Encoding": "identity", **sent}) as answer:
+            async with self._client.http(insecure=self._insecure).stream(
+                "GET", at, headers={"Accept-Encoding": "identity", **sent}
+            ) as answer:
                 if not answer.has_redirect_location:
                     yield answer
                     return

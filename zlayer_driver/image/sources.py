@@ -22,17 +22,16 @@ from typing import Any, Protocol
 
 from zlayer_driver import fastpath
 from zlayer_driver.errors import ConfigError, InvalidReference, PullFailed
-from zlayer_driver.image import pull
 from zlayer_driver.image.files import Directory, Extent, Files, OneFile, TarFile
 from zlayer_driver.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, host_arch, parse_config, parse_manifest
 from zlayer_driver.image.stream import digest_of, inflated
-from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed
+from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed, Source
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
 
 
-class Local(pull.Source, Protocol):
+class Local(Source, Protocol):
     """A source that may know its image's name; ``name`` is the reference as text, or empty."""
 
     name: str
@@ -63,7 +62,7 @@ def _split(text: str) -> tuple[Path, str]:
 
 
 class _Blobs:
-    """Blobs by digest, as `pull.Source` wants them; a subclass says which file holds which."""
+    """Blobs by digest, as `Source` wants them; a subclass says which file holds which."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

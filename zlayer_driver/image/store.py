@@ -47,6 +47,7 @@ class _Flight:
 class ImageStore:
     """``runtime`` names the store's user in `WrongPlatform`; ``os`` and ``arch`` are what it can run, by OCI names.
 
+    ``client`` is for mirrors, credentials and certificates, and is closed with the store; ``insecure`` is for a store without one.
     The directory is made and swept at first use, not when the store is built.
     """
 
@@ -55,6 +56,7 @@ class ImageStore:
         root: Path,
         *,
         insecure: Collection[str] = (),
+        client: Client | None = None,
         os: str = "linux",
         arch: str = "",
         runtime: str = "oci",
@@ -65,7 +67,7 @@ class ImageStore:
         self._limits = limits or Limits()
         self._layers = LayerStore(root)
         self._cache = ImageCache(self.cache_path)
-        self._client = Client(insecure=insecure)
+        self._client = client or Client(insecure=insecure)
         self._puller = Puller(
             self._layers, self._cache, Wanted(os, arch or host_arch(), runtime), self._limits, allow_devices=allow_devices
         )
@@ -83,7 +85,7 @@ class ImageStore:
                 if policy is PullPolicy.NEVER:
                     raise
         parsed = fastpath.parse(image)
-        source = self._client.repository(parsed, auth)
+        source = await self._client.source(parsed, auth)
         await self._join((reference, auth), lambda tell: self._puller.pull(source, reference, tell), report)
         return self.get(reference)
 

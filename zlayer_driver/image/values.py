@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -93,3 +94,19 @@ class Image:
     config: ImageConfig
     layers: tuple[Path, ...]
     size_bytes: int
+
+
+class Source(Protocol):
+    """Where an image comes from. Its content is trusted by digest only, and nothing that it says of sizes is believed."""
+
+    async def root(self, limits: Limits, /) -> tuple[bytes, str]:
+        """The manifest or index of the image, and the media type it is said to have (or empty)."""
+        ...
+
+    async def content(self, blob: Descriptor, /) -> bytes:
+        """A manifest or config, whole, of at most ``blob.size`` bytes."""
+        ...
+
+    def pieces(self, blob: Descriptor, /) -> AsyncGenerator[bytes, None]:
+        """A layer's bytes."""
+        ...

@@ -1,0 +1,105 @@
+"""Credentials from a Docker client's ``config.json``: inline, or by a credential helper.
+
+Format: docker/cli «config file» (``auths``, ``credsStore``, ``credHelpers``) and the docker-credential-helpers protocol: the helper
+``docker-credential-NAME get`` reads the registry's name on stdin and writes ``{"Username": …, "Secret": …}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.errors import ConfigError
+from zlayer_driver.model import Auth
+
+_HELPER = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_HELPER_TIMEOUT_S = 30.0
+_MAX_BYTES = 1 << 20
+_DOCKER_HUB = "https://index.docker.io/v1/"  # the key of docker.io
+_IDENTITY = "<token>"  # the user name that marks an identity token
+
+
+class AuthFile:
+    """A ``config.json``, read anew at each question: people change it by logging in."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def find(self, registry: str) -> Auth | None:
+        """Credentials for a registry; `ConfigError` if the file or its helper does not work."""
+        document = self._read()
+        key = _DOCKER_HUB if registry == "docker.io" else registry
+        helper = _mapping(document, "credHelpers").get(registry) or document.get("credsStore")
+        if isinstance(helper, str) and helper:
+            return await self._ask(helper, key)
+        auths = _mapping(document, "auths")
+        entry = next((auths[name] for name in (key, registry, f"https://{registry}") if name in auths), None)
+        return self._inline(entry, registry) if isinstance(entry, dict) else None
+
+    def _read(self) -> Mapping[str, Any]:
+        try:
+            with self._path.open("rb") as file:
+                document = json.loads(file.read(_MAX_BYTES))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"cannot read credentials in {str(self._path)!r}: {error}") from error
+        return document if isinstance(document, dict) else {}
+
+    def _inline(self, entry: Mapping[str, Any], registry: str) -> Auth | None:
+        if entry.get("identitytoken"):
+            raise self._unusable(registry)
+        if not entry.get("auth"):
+            user, password = entry.get("username"), entry.get("password")
+            return Auth(user, password) if isinstance(user, str) and isinstance(password, str) else None
+        try:
+            user, colon, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise ConfigError(f"the credentials for {registry} in {str(self._path)!r} are damaged") from error
+        return Auth(user, password.rstrip("\0")) if colon else None
+
+    async def _ask(self, helper: str, key: str) -> Auth | None:
+        """What a helper has; a helper that ends badly has nothing for this registry."""
+        if not _HELPER.fullmatch(helper):
+            raise ConfigError(f"{helper!r} in {str(self._path)!r} is no name of a credential helper")
+        program = f"docker-credential-{helper}"
+        try:
+            child = await asyncio.create_subprocess_exec(
+                program, "get", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            )
+        except FileNotFoundError as error:
+            raise ConfigError(f"{program} is not installed, and {str(self._path)!r} names it") from error
+        try:
+            async with asyncio.timeout(_HELPER_TIMEOUT_S):
+                answer, _ = await child.communicate(key.encode())
+        except TimeoutError as error:
+            raise ConfigError(f"{program} took longer than {_HELPER_TIMEOUT_S:g} s") from error
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        return self._answered(answer, key) if child.returncode == 0 else None
+
+    def _answered(self, answer: bytes, key: str) -> Auth | None:
+        try:
+            document = json.loads(answer)
+            user, secret = document["Username"], document["Secret"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        if user == _IDENTITY:
+            raise self._unusable(key)
+        return Auth(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
+
+    def _unusable(self, registry: str) -> ConfigError:
+        return ConfigError(f"{str(self._path)!r} has an identity token for {registry}", hint="log in with a user name and an access token")
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, dict) else {}
