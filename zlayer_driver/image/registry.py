@@ -302,15 +302,25 @@ async def _body(answer: httpx2.Response, done: int) -> AsyncGenerator[bytes, Non
         if not answer.headers.get("content-range", "").startswith(f"bytes {done}-"):
             raise Malformed("the registry answers with another range than it was asked for")
         skip = 0
-    async with aclosing(answer.aiter_raw(_CHUNK)) as chunks:
+    async with aclosing(answer.aiter_raw()) as chunks:
         while True:
             try:
                 async with asyncio.timeout(_STALL_S):
-                    chunk = await anext(chunks, None)
+                    chunk = await _gathered(chunks)
             except TimeoutError as error:
                 raise _Transient(f"no {_CHUNK} bytes in {_STALL_S:g} s") from error
-            if chunk is None:
+            if not chunk:
                 return
             piece, skip = chunk[skip:], max(0, skip - len(chunk))
             if piece:
                 yield piece
+
+
+async def _gathered(chunks: AsyncGenerator[bytes, None]) -> bytes:
+    """At least `_CHUNK` bytes in one, so that threads are woken seldom; less only at the end."""
+    parts: list[bytes] = []
+    size = 0
+    while size < _CHUNK and (part := await anext(chunks, b"")):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)

@@ -63,7 +63,7 @@ class _Layer:
         parts = split(entry.name)
         if len(parts) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
-        if any(part.startswith(_WHITEOUT) for part in parts):
+        if _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts):
             self._whiteout(parts)
         else:
             self._makers[entry.kind](entry, parts, reader)
