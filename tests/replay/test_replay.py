@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,39 @@ def test_recordings_hold(module: str) -> None:
 def test_altered_recordings_fail(module: str) -> None:
     data_set: Any = import_module(f"tests.replay.{module}")
     altered = list(_altered(_sample(VECTORS / data_set.FILE), RECORDED[module]))
+    outcomes = list(data_set.replay(VECTORS, altered))
+    unnoticed = [row for row, outcome in zip(altered, outcomes, strict=True) if outcome.verdict != "failed"]
+    assert altered
+    assert not unnoticed, json.dumps(unnoticed[0])
+
+
+def _other_name(row: Json) -> bool:
+    row["canonical"] += "x"
+    return True
+
+
+def _other_system(row: Json) -> bool:
+    known = row["composite"]["os"].get("ok") is not None
+    row["composite"]["os"] = {"ok": "plan9"}
+    return known
+
+
+def _one_key_more(row: Json) -> bool:
+    """Not where a file's damage, or another type of table, makes an error as good an answer as a listing."""
+    if row.get("strict_reader") == "error" or "ok" not in row["expect"] or "table_error" in row["expect"]["ok"].get("blob_data", {}):
+        return False
+    row["expect"]["ok"].setdefault("blob_data", {})["manifest:never-written"] = "00" * 32
+    return True
+
+
+@pytest.mark.parametrize(
+    ("module", "alter"), [("refs", _other_name), ("inspect_", _other_system), ("redb", _one_key_more), ("redb_corrupt", _one_key_more)]
+)
+def test_altered_stores_and_names_fail(module: str, alter: Callable[[Json], bool]) -> None:
+    data_set: Any = import_module(f"tests.replay.{module}")
+    sample = _sample(VECTORS / data_set.FILE)
+    passed = [row for row, outcome in zip(sample, data_set.replay(VECTORS, sample), strict=True) if outcome.verdict == "passed"]
+    altered = [row for row in copy.deepcopy(passed) if alter(row)]
     outcomes = list(data_set.replay(VECTORS, altered))
     unnoticed = [row for row, outcome in zip(altered, outcomes, strict=True) if outcome.verdict != "failed"]
     assert altered
