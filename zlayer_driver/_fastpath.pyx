@@ -1,11 +1,12 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
-"""Image references, cache keys and local image facts, compiled. The twin `_fastpath_py` has the same functions and answers in plain Python.
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""Image references, cache keys and local image facts, compiled; `_fastpath_py` has the same functions and answers in plain Python.
 
-The parts stand in ``_native``: `reference` and `json` read bytes in place, `sqlite` and `redb` walk a cache file, `files` and `digest` help them.
-A handle is safe across threads because the interpreter lock is held throughout each call, and no Python code runs between reading a row
-and letting go of it. It is safe after fork because a child abandons what its parent opened.
+The parts stand in ``_native``: `reference` and `json` read bytes in place, `sqlite` and `redb` walk a cache file, `files` and `digest` help.
+A handle is safe across threads because the interpreter lock is held throughout each call, and no Python code that could let go of it runs
+between reading a row and using it. It is safe after fork because a child abandons what its parent opened.
 """
 
+from cython cimport final
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport errno
@@ -212,6 +213,7 @@ cdef enum Task:
     FACTS
 
 
+@final
 cdef class BlobCache:
     """A read-only handle on a ZLayer blob cache (SQLite or redb, told by content); safe across threads and after fork.
 

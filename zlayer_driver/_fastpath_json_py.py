@@ -57,13 +57,10 @@ def _constant(text: str) -> NoReturn:
 
 def _too_deep(text: str) -> bool:
     depth = 0
-    for token in _STRUCTURE.findall(text):
-        if token in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif token in "]}":
-            depth -= 1
+    for piece in _STRUCTURE.findall(text):
+        depth += 1 if piece in "[{" else -1 if piece in "]}" else 0
+        if depth > MAX_DEPTH:
+            return True
     return False
 
 

@@ -8,16 +8,19 @@ import re
 import stat
 import threading
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from zlayer_driver._fastpath_json_py import MAX_DOCUMENT_BYTES, Unreadable, read_config, read_manifest, read_sidecar
 from zlayer_driver._fastpath_redb_py import NotRedb, RedbStore
 from zlayer_driver._fastpath_sqlite_py import MAX_BLOB_BYTES, NotSqlite, SqliteStore
 from zlayer_driver.errors import CacheBusy, CacheError, InvalidReference
 from zlayer_driver.model import OS, ImageFacts, Reference
+
+T = TypeVar("T")
 
 MAX_REPOSITORY_BYTES = 255
 
@@ -110,27 +113,26 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-def _read_file(path: str, limit_bytes: int) -> bytes | None:
+def _read_file(path: Path, limit_bytes: int) -> bytes | None:
     """A regular file's content, ``None`` where there is none or it is larger; links and devices are not followed."""
     with suppress(OSError, ValueError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
+        with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
             return file.read() if stat.S_ISREG(found.st_mode) and found.st_size <= limit_bytes else None
     return None
 
 
-def _database_file(path: str) -> str:
-    if os.path.isdir(path):
-        names = (os.path.join(path, name) for name in ("blob_cache.sqlite", "blob_cache.redb"))
-        return next(filter(os.path.exists, names), path)
+def _database_file(path: Path) -> Path:
+    if path.is_dir():
+        names = (path / name for name in ("blob_cache.sqlite", "blob_cache.redb"))
+        return next(filter(Path.exists, names), path)
     return path
 
 
-def _spill_dir(path: str) -> str:
-    folder, name = os.path.split(path)
-    dot = name.rfind(".")
-    return os.path.join(folder, f"{name[:dot] if dot > 0 else name}.blobs")
+def _spill_dir(path: Path) -> Path:
+    dot = path.name.rfind(".")
+    return path.with_name(f"{path.name[:dot] if dot > 0 else path.name}.blobs")
 
 
 def _store(path: str) -> Store:
@@ -151,8 +153,11 @@ class BlobCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _database_file(os.fspath(path))
-        self._spill_dir = _spill_dir(self.path)
+        if "\0" in str(path):
+            raise CacheError(str(path), "its name has a NUL")
+        file = _database_file(Path(path))
+        self.path = str(file)
+        self._spill_dir = _spill_dir(file)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
@@ -180,7 +185,7 @@ class BlobCache:
     def keys(self) -> list[str]:
         """All keys of the cache's table, in byte order."""
         with self._open():
-            return self._store.keys()
+            return self._ask(lambda store: store.keys())
 
     def facts(self, ref: str) -> ImageFacts:
         """What this cache says of an image; nothing where it has no manifest or config, or cannot read them."""
@@ -198,7 +203,7 @@ class BlobCache:
         is_digest = _SHA256.fullmatch(key) is not None
         if not (is_digest or key.startswith("manifest:")) or "\0" in key or not _is_utf8(key):
             return None
-        blob = self._row(key)
+        blob = self._ask(lambda store: store.row(key))
         if is_digest:
             return _verified(key, blob) or _verified(key, self._spilled(key)) or None
         if blob == b"" and isinstance(self._store, SqliteStore):
@@ -207,19 +212,19 @@ class BlobCache:
                 return None
         return blob or None
 
-    def _row(self, key: str) -> bytes | None:
+    def _ask(self, work: Callable[[Store], T]) -> T:
         try:
-            return self._store.row(key)
+            return work(self._store)
         except (NotSqlite, NotRedb):  # the file was replaced by one of the other format
             self._store.close()
             self._store = _store(self.path)
-            return self._store.row(key)
+            return work(self._store)
 
     def _spill_name(self, key: str) -> str:
         return key.replace(":", "_").replace("/", "_")
 
     def _spilled(self, key: str) -> bytes | None:
-        return _read_file(os.path.join(self._spill_dir, self._spill_name(key)), MAX_BLOB_BYTES)
+        return _read_file(self._spill_dir / self._spill_name(key), MAX_BLOB_BYTES)
 
     def _manifest(self, ref: str) -> bytes | None:
         blob = self._get(f"manifest:{canonical(ref)}")
@@ -268,7 +273,7 @@ def _sidecar_os(ref: str, caches: Sequence[str]) -> OS | None:
     if name in {"", ".", ".."}:
         return None
     for path in caches:
-        raw = _read_file(os.path.join(os.path.dirname(path.rstrip("/")), name, "metadata.json"), MAX_DOCUMENT_BYTES)
+        raw = _read_file(Path(path).parent / name / "metadata.json", MAX_DOCUMENT_BYTES)
         with suppress(Unreadable):
             found = read_sidecar(raw) if raw is not None else None
             if found is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
@@ -157,7 +158,7 @@ class _Node:
         if width is not None:
             return [start + width * i for i in range(count + 1)]
         ends = [start, *Struct(f"<{count}I").unpack_from(self.raw, table)]
-        if any(a > b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > len(self.raw):
+        if any(a > b for a, b in pairwise(ends)) or ends[-1] > len(self.raw):
             raise Damaged("a page's offsets make no sense")
         return ends
 
@@ -241,8 +242,8 @@ def _verify(pages: _Pages, slot: Slot) -> None:
     """Reads every page that hangs from a slot."""
     pages.rewind()
     for root in (slot.user, slot.system):
-        for _, raw in _Tree(pages, root, Shape()).items(whole=True):
-            table = _table(raw, slot.version)
+        for name_and_definition in _Tree(pages, root, Shape()).items(whole=True):
+            table = _table(name_and_definition[1], slot.version)
             for _ in _Tree(pages, table.root, table.shape).items(whole=True):
                 pass
     for _ in _Tree(pages, slot.freed, _FREED).items(whole=True):
@@ -302,6 +303,9 @@ class RedbStore:
                 if before != self._state:
                     self._open(before)
                 answer = self._read(key)
+            except NotRedb:
+                self.close()
+                raise
             except Damaged as error:
                 self.close()
                 if self._look() == before:
@@ -314,10 +318,10 @@ class RedbStore:
 
     def _look(self) -> tuple[int, ...]:
         try:
-            found = os.stat(self.path)
+            found = Path(self.path).stat()
         except OSError as error:
             self.close()
-            raise CacheError(self.path, error.strerror or "it cannot be opened") from error
+            raise CacheError(self.path, "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)) from error
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def _open(self, state: tuple[int, ...]) -> None:

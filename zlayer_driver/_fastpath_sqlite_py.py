@@ -62,12 +62,13 @@ class State(NamedTuple):
 
 def _identity(path: str) -> tuple[int, ...] | None:
     with suppress(FileNotFoundError):
-        found = os.stat(path)
+        found = Path(path).stat()
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     return None
 
 
 def _state(path: str) -> State:
+    path = os.path.realpath(path)  # SQLite keeps its logs beside the file itself, not beside a link to it
     database = _identity(path)
     if database is None:
         raise CacheError(path, "no such file")
@@ -75,7 +76,7 @@ def _state(path: str) -> State:
     journal = _identity(f"{path}-journal")
     if wal is not None and wal[2] == 0:
         wal = None
-    return State(database, wal, wal is not None and os.path.exists(f"{path}-shm"), journal is not None and journal[2] > 0)
+    return State(database, wal, wal is not None and Path(f"{path}-shm").exists(), journal is not None and journal[2] > 0)
 
 
 class SqliteStore:
@@ -97,18 +98,16 @@ class SqliteStore:
         """What ``work`` reads from one committed state of the database."""
         for _ in range(ATTEMPTS):
             state = _state(self.path)
-            failure: sqlite3.Error | None = None
             try:
                 answer = work(self._ready(state))
             except sqlite3.Error as error:
-                failure = error
-            if state.settled and _state(self.path) != state:
                 self.close()
+                if self._holds(state):
+                    raise self._translated(error) from error
                 continue
-            if failure is None:
+            if self._holds(state):
                 return answer
             self.close()
-            raise self._translated(failure) from failure
         raise CacheBusy(self.path, "it changes faster than it can be read")
 
     def row(self, key: str) -> bytes | None:
@@ -140,6 +139,9 @@ class SqliteStore:
         rows = self.run(lambda connection: connection.execute(_KEYS).fetchall())
         return [key.decode(errors="replace") for (key,) in rows]
 
+    def _holds(self, state: State) -> bool:
+        return not state.settled or _state(self.path) == state
+
     def _ready(self, state: State) -> sqlite3.Connection:
         if self._connection is None or self._pid != os.getpid() or not self._reusable(state):
             self.close()
@@ -158,35 +160,32 @@ class SqliteStore:
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BLOB_BYTES)
             connection.execute("PRAGMA trusted_schema = OFF")
-            if connection.execute(_IS_CACHE).fetchone() is None:
-                raise CacheError(self.path, "it has no table «blobs»")
-            connection.execute("SELECT data, last_accessed FROM blobs LIMIT 0")
+            is_cache = connection.execute(_IS_CACHE).fetchone() is not None
+            if is_cache:
+                connection.execute("SELECT data, last_accessed FROM blobs LIMIT 0")
         except sqlite3.Error as error:
             connection.close()
             if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
                 raise NotSqlite from error
             raise
-        except CacheError:
+        if not is_cache:
             connection.close()
-            raise
+            raise CacheError(self.path, "it has no table «blobs»")
         return connection
 
     def _connect(self, state: State) -> sqlite3.Connection:
         if state.wal and not state.shared:
             return self._private_copy()
-        if state.wal:
-            return self._uri(self.path, "readonly_shm=1")
-        return self._uri(self.path, "" if state.journal else "immutable=1")
-
-    def _uri(self, path: str, options: str) -> sqlite3.Connection:
-        uri = f"file:{quote(os.path.abspath(path))}?mode=ro&{options}"
+        options = "readonly_shm=1" if state.wal else "" if state.journal else "immutable=1"
+        uri = f"file:{quote(os.path.realpath(self.path))}?mode=ro&{options}"
         return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None)
 
     def _private_copy(self) -> sqlite3.Connection:
+        path = os.path.realpath(self.path)
         memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         with tempfile.TemporaryDirectory() as scratch:
             for suffix in ("", "-wal"):
-                shutil.copyfile(self.path + suffix, Path(scratch, f"copy{suffix}"))
+                shutil.copyfile(path + suffix, Path(scratch, f"copy{suffix}"))
             with closing(sqlite3.connect(Path(scratch, "copy"))) as copy:
                 copy.backup(memory)
         return memory

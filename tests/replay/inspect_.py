@@ -98,7 +98,5 @@ def _verdict(image: str, paths: list[Path], recorded: Facts, observed: Facts) ->
         own = [odd_stores.own_facts(path, image) for path in paths]
         if all(fact is None or fact in {facts[i] for facts in own} for i, fact in enumerate(observed)):
             return "D5"
-    if any(odd_stores.odd_documents(path, image) for path in paths):
-        if all(fact in {None, recorded[i]} for i, fact in enumerate(observed)):
-            return "D9"
-    return "failed"
+    missed = all(fact in {None, recorded[i]} for i, fact in enumerate(observed))
+    return "D9" if missed and any(odd_stores.odd_documents(path, image) for path in paths) else "failed"

@@ -300,10 +300,10 @@ cdef inline Verdict find_value(Redb* file, Root root, Slice key, Slice* value, i
     """The value under ``key`` in a tree of variable keys and values; valid as `node_of` says."""
     cdef Node node
     cdef uint32_t i
-    cdef int depth
+    cdef int _depth
     cdef Verdict verdict
     rewind(file)
-    for depth in range(MAX_DEPTH):
+    for _depth in range(MAX_DEPTH):
         if not root.there:
             return NOT_HERE
         verdict = node_of(file, &root, &node, which)
