@@ -20,7 +20,25 @@ from zlayer_driver.image.values import Image, ImageConfig
 from zlayer_driver.model import Auth, Handle, ImageRecord, PullPolicy, Report, Target, TaskSpec
 
 IMAGE = "example.org/busybox:1"
-APPLETS = ("sh", "sleep", "cat", "ls", "true", "id", "env", "pwd", "mount", "awk", "dd", "kill", "touch", "test", "nproc", "hostname")
+APPLETS = (
+    "sh",
+    "sleep",
+    "cat",
+    "ls",
+    "true",
+    "id",
+    "env",
+    "pwd",
+    "mount",
+    "awk",
+    "dd",
+    "kill",
+    "touch",
+    "test",
+    "nproc",
+    "hostname",
+    "stty",
+)
 
 
 class OneImage:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from tests.host.oci_lab import OneImage, backend, bundle_of, handle, shell
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.model import ExecResult, Exit, Handle
-from zlayer_driver.readings import ExecOptions
+from zlayer_driver.readings import Channel, ExecInput, ExecOptions, WindowSize
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
 
@@ -93,4 +95,65 @@ async def test_an_ended_container_takes_no_command(root: Path, images: OneImage)
     await oci.wait(task)
     with pytest.raises(NotFound):
         await oci.exec(task, ["true"], timeout_s=10)
+    await oci.destroy(task)
+
+
+async def fed(*parts: ExecInput) -> AsyncIterator[ExecInput]:
+    for part in parts:
+        yield part
+
+
+async def streamed(root: Path, images: OneImage, argv: list[str], *given: ExecInput, tty: bool = False) -> tuple[bytes, bytes, int | None]:
+    oci = backend(root, images)
+    task = handle("one", await oci.start(shell("one", "exec sleep 1000")))
+    try:
+        events = [event async for event in await oci.stream_exec(task, argv, tty=tty, stdin=fed(*given) if given else None)]
+    finally:
+        assert not list(bundle_of(root, "one").dir.glob("exec-*"))
+        await oci.destroy(task)
+    assert [event.exit_code for event in events[:-1]] == [None] * (len(events) - 1)
+    out, err = (b"".join(event.data for event in events if event.channel is channel) for channel in Channel)
+    return out, err, events[-1].exit_code
+
+
+async def test_a_session_has_input_both_outputs_and_a_code(root: Path, images: OneImage) -> None:
+    argv = ["sh", "-c", "cat; printf err >&2; exit 5"]
+    assert await streamed(root, images, argv, b"one ", b"two") == (b"one two", b"err", 5)
+    assert await streamed(root, images, argv) == (b"", b"err", 5)
+
+
+async def test_a_session_carries_much(root: Path, images: OneImage) -> None:
+    data = bytes(range(256)) * 16384
+    assert await streamed(root, images, ["cat"], *(data[at : at + 65536] for at in range(0, len(data), 65536))) == (data, b"", 0)
+
+
+async def test_a_command_that_does_not_read_its_input(root: Path, images: OneImage) -> None:
+    assert (await streamed(root, images, ["true"], *[b"x" * 65536] * 64))[2] == 0
+
+
+async def test_a_session_with_a_terminal(root: Path, images: OneImage) -> None:
+    script = "test -t 0 && test -t 1 && stty size; read line; echo got $line; cat"
+    out, err, code = await streamed(root, images, ["sh", "-c", script], WindowSize(rows=33, columns=77), b"word\n", tty=True)
+    assert (err, code) == (b"", 0)
+    assert b"got word\r\n" in out
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_a_session_of_a_missing_command(root: Path, images: OneImage, tty: bool) -> None:
+    assert (await streamed(root, images, ["/no/such"], tty=tty))[2] == 127
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_a_session_that_is_left_ends_its_command(root: Path, images: OneImage, tty: bool) -> None:
+    oci = backend(root, images)
+    task = handle("one", await oci.start(shell("one", "exec sleep 1000")))
+    events = await oci.stream_exec(task, ["sh", "-c", "echo begun; exec sleep 999"], tty=tty)
+    assert b"begun" in (await anext(events)).data
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    listed = await oci.exec(task, ["sh", "-c", "cat /proc/[0-9]*/cmdline"], timeout_s=30)
+    assert b"sleep\0999" not in listed.stdout
     await oci.destroy(task)

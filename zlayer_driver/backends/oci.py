@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from zlayer_driver.backends import Context
 from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id, container_id
 from zlayer_driver.backends.oci_conmon import conmon_path
 from zlayer_driver.backends.oci_container import Container
-from zlayer_driver.backends.oci_exec import execute
+from zlayer_driver.backends.oci_exec import Exec, execute, stream
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
 from zlayer_driver.errors import ConfigError, NotFound, Unsupported
@@ -34,7 +34,7 @@ from zlayer_driver.model import (
     Report,
     TaskSpec,
 )
-from zlayer_driver.readings import ExecOptions
+from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions
 
 
 def make(context: Context) -> OciBackend:
@@ -148,9 +148,16 @@ class OciBackend:
             raise NotFound(handle.task_id, "it has ended, and takes no signal")
 
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float, options: ExecOptions | None = None) -> ExecResult:
+        return await execute(self._command(handle, argv, options or ExecOptions()), timeout_s=timeout_s)
+
+    async def stream_exec(
+        self, handle: Handle, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput] | None = None
+    ) -> AsyncIterator[ExecEvent]:
+        return stream(self._command(handle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
+
+    def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Exec:
         container = self._watched(handle)
-        runtime = Runtime(container.record.runtime)
-        return await execute(self._root, container.bundle, runtime, argv, timeout_s=timeout_s, options=options or ExecOptions())
+        return Exec(self._root, container.bundle, Runtime(container.record.runtime), argv, options, tty=tty)
 
     async def pull(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
@@ -12,80 +13,117 @@ from signal import SIGKILL
 from zlayer_driver.backends.oci_bundle import Bundle
 from zlayer_driver.backends.oci_runtime import Runtime, last_error
 from zlayer_driver.backends.oci_users import resolve
-from zlayer_driver.errors import InvalidSpec, NotFound
+from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
-from zlayer_driver.host.processes import Completed, capture
+from zlayer_driver.host.processes import capture
+from zlayer_driver.host.session import STDOUT, Session
 from zlayer_driver.model import ExecResult, Exit
-from zlayer_driver.readings import ExecOptions
+from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions, WindowSize
 
 _LIMIT = 16 << 20
+_GRACE_S = 5.0
+_TERM = "TERM=xterm"  # below what the container says
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
-async def execute(
-    root: Path, bundle: Bundle, runtime: Runtime, argv: Sequence[str], *, timeout_s: float, options: ExecOptions
-) -> ExecResult:
-    """Output is kept up to 16 MiB a stream. A command that cannot be run is exit 127 or 126 with the runtime's reason on stderr, as in a shell."""
-    if not argv or any("\0" in part for part in argv):
-        raise InvalidSpec("a command to execute needs a name, and no NUL byte")
-    files = _Files(bundle)
-    try:
-        files.process.write_text(json.dumps(_process(bundle, argv, options)))
-        command = [runtime.path, *runtime.options(root, files.log), "exec", "--pid-file", str(files.pid), "--process", str(files.process)]
-        done = await capture([*command, bundle.id], timeout_s=timeout_s, limit_bytes=_LIMIT)
-        return _result(bundle, files, done)
-    finally:
-        files.end(bundle)
+class Exec:
+    """One command: its three files in the bundle, and the runtime's command line for it."""
 
-
-class _Files:
-    """Three files of one exec, in the bundle so that they go with it at the latest."""
-
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(
+        self, root: Path, bundle: Bundle, runtime: Runtime, argv: Sequence[str], options: ExecOptions, *, tty: bool = False
+    ) -> None:
+        if not argv or any("\0" in part for part in argv):
+            raise InvalidSpec("a command to execute needs a name, and no NUL byte")
         base = bundle.dir / f"exec-{secrets.token_hex(6)}"
-        self.process, self.pid, self.log = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
+        self._process, self._pid, self._log = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
+        self._bundle = bundle
+        self.name = argv[0]
+        self._process.write_text(json.dumps(_process(bundle, argv, options, tty=tty)))
+        files = ("--pid-file", str(self._pid), "--process", str(self._process))
+        self.argv = [runtime.path, *runtime.options(root, self._log), "exec", *files, bundle.id]
 
-    def end(self, bundle: Bundle) -> None:
-        """The runtime's command may have been killed, which leaves the command in the container running."""
-        with suppress(FileNotFoundError, ValueError):
-            _kill(int(self.pid.read_text()), bundle.cgroup)
-        for file in (self.process, self.pid, self.log):
+    def exit(self, status: int, stderr: bytes = b"") -> tuple[Exit, str]:
+        """The exit, and the runtime's reason where the command could not be run: 127 or 126, as in a shell."""
+        if self._pid.exists():
+            signal = -status if status < 0 else 0
+            return Exit(128 + signal if signal else status, signal), ""
+        reason = last_error(self._log)
+        lowered = reason.lower()
+        if "not found" in lowered or "no such file" in lowered:
+            return Exit(_NOT_FOUND), f"{reason}\n"
+        if "permission denied" in lowered:
+            return Exit(_NOT_EXECUTABLE), f"{reason}\n"
+        raise NotFound(self._bundle.id, f"no command can be executed in it: {reason or stderr.decode('utf-8', 'replace').strip()}")
+
+    def end(self) -> None:
+        """The runtime's process is over, but if it was killed, its command may not be. Takes the files away."""
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            self._kill(int(self._pid.read_text()))
+        for file in (self._process, self._pid, self._log):
             file.unlink(missing_ok=True)
 
+    def _kill(self, pid: int) -> None:
+        """Only what is in the container's group: the pid may be somebody else's by now."""
+        process = identify(pid)
+        pidfd = PidFd.open(process) if process else None
+        if pidfd is None:
+            return
+        with pidfd:
+            if self._bundle.cgroup in Path(f"/proc/{pid}/cgroup").read_text():
+                pidfd.send(SIGKILL)
 
-def _process(bundle: Bundle, argv: Sequence[str], options: ExecOptions) -> dict[str, object]:
+
+async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
+    """Output is kept up to 16 MiB a stream."""
+    try:
+        done = await capture(command.argv, timeout_s=timeout_s, limit_bytes=_LIMIT, grace_s=_GRACE_S)
+        end, reason = command.exit(done.status, done.stderr)
+    except TimedOut:
+        raise TimedOut(f"command {command.name!r}", timeout_s) from None
+    finally:
+        command.end()
+    return ExecResult(end, b"", reason.encode()) if reason else ExecResult(end, done.stdout, done.stderr)
+
+
+async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
+    """Output as it comes, the exit last. Closing the iterator, or cancelling who waits for it, kills the command."""
+    session = Session.start(command.argv, tty=tty)
+    feeding = asyncio.create_task(_feed(session, stdin))
+    try:
+        async for source, data in session.output():
+            yield ExecEvent(Channel.STDOUT if source == STDOUT else Channel.STDERR, data)
+        end, _ = command.exit(await asyncio.shield(session.status))
+        yield ExecEvent(exit_code=end.code)
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
+        await session.close()
+        command.end()
+
+
+async def _feed(session: Session, stdin: AsyncIterator[ExecInput] | None) -> None:
+    with suppress(BrokenPipeError):  # a command need not read its input
+        if stdin is not None:
+            await _give(session, stdin)
+        await session.end_input()
+
+
+async def _give(session: Session, stdin: AsyncIterator[ExecInput]) -> None:
+    async for given in stdin:
+        if isinstance(given, WindowSize):
+            session.resize(given.rows, given.columns)
+        else:
+            await session.write(given)
+
+
+def _process(bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> dict[str, object]:
     """The container's own process with another command."""
     process = dict(json.loads(bundle.config.read_bytes())["process"])
-    process["args"] = list(argv)
-    process["env"] = [*process["env"], *(f"{name}={value}" for name, value in options.env.items())]
+    process |= {"args": list(argv), "terminal": tty}
+    process["env"] = [*([_TERM] if tty else []), *process["env"], *(f"{name}={value}" for name, value in options.env.items())]
     if options.work_dir:
         process["cwd"] = options.work_dir
     if options.user:
         user = resolve(bundle.rootfs, options.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
     return process
-
-
-def _result(bundle: Bundle, files: _Files, done: Completed) -> ExecResult:
-    """Whether the command began is told by its pid file: what the runtime says in its stead is then no output of it."""
-    if files.pid.exists():
-        signal = -done.status if done.status < 0 else 0
-        return ExecResult(Exit(128 + signal if signal else done.status, signal), done.stdout, done.stderr)
-    reason = last_error(files.log)
-    lowered = reason.lower()
-    if "not found" in lowered or "no such file" in lowered:
-        return ExecResult(Exit(_NOT_FOUND), b"", f"{reason}\n".encode())
-    if "permission denied" in lowered:
-        return ExecResult(Exit(_NOT_EXECUTABLE), b"", f"{reason}\n".encode())
-    raise NotFound(bundle.id, f"no command can be executed in it: {reason or done.stderr.decode('utf-8', 'replace').strip()}")
-
-
-def _kill(pid: int, cgroup: str) -> None:
-    """Only what is in the container's group: the pid may be somebody else's by now."""
-    process = identify(pid)
-    pidfd = PidFd.open(process) if process else None
-    if pidfd is None:
-        return
-    with pidfd, suppress(FileNotFoundError, ProcessLookupError):
-        if cgroup in Path(f"/proc/{pid}/cgroup").read_text():
-            pidfd.send(SIGKILL)

@@ -6,9 +6,10 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 
 from zlayer_driver.errors import TimedOut
 from zlayer_driver.host.pidfd import PidFd
@@ -85,24 +86,53 @@ def spawn(
     )
 
 
-async def reap(child: subprocess.Popen[bytes]) -> int:
-    """The child's return code, as `subprocess` gives it. When cancelled, the child is killed and reaped first."""
+async def reap(child: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> int:
+    """The child's return code, as `subprocess` gives it. When cancelled, the child is killed and reaped first.
+
+    With ``grace_s`` its own children are killed before it, and it has that long to notice and end: who kills a parent outright leaves its
+    children to init, dead or alive.
+    """
     with PidFd(os.pidfd_open(child.pid)) as pidfd:
         try:
             await pidfd.wait()
         finally:
+            if not pidfd.ended() and grace_s:
+                await _end_children(child.pid, pidfd, grace_s)
             if not pidfd.ended():
                 child.kill()
             status = child.wait()  # returns at once: it has ended, or SIGKILL is on its way
     return status
 
 
+async def _end_children(pid: int, pidfd: PidFd, grace_s: float) -> None:
+    for process in children(pid):
+        with suppress(ProcessLookupError):
+            os.kill(process, SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await pidfd.wait()
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the living and dead children of a child of ours; they cannot be reused while it has not reaped them."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(word) for word in thread.read_text().split()]
+    return found
+
+
 async def capture(
-    argv: Sequence[str], *, timeout_s: float = 0.0, limit_bytes: int = 1 << 20, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_s: float = 0.0,
+    limit_bytes: int = 1 << 20,
+    env: Mapping[str, str] | None = None,
+    grace_s: float = 0.0,
 ) -> Completed:
     """Runs a program to its end and gives what it wrote. ``timeout_s`` 0 is no limit; `TimedOut` else, the program killed.
 
-    The end is the program's own: a child of it that keeps the pipes open is not waited for.
+    The end is the program's own: a child of it that keeps the pipes open is not waited for. ``grace_s`` as in `reap`.
     """
     with _drain(limit_bytes) as out, _drain(limit_bytes) as err:
         child = spawn(argv, stdout=out.writer, stderr=err.writer, env=env)
@@ -110,7 +140,7 @@ async def capture(
         err.close_writer()
         try:
             async with asyncio.timeout(timeout_s or None):
-                status = await reap(child)
+                status = await reap(child, grace_s=grace_s)
         except TimeoutError:
             raise TimedOut(Path(argv[0]).name, timeout_s) from None
         out.take()
