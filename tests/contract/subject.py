@@ -61,6 +61,10 @@ class Subject(ABC):
         """How a task of `runs` ends that gets this signal and does not ignore it."""
         return Exit(128 + number, number)
 
+    def argv_reads(self) -> Sequence[str]:
+        """A command that reads one line from its input and prints ``got`` and the line."""
+        return ["/bin/sh", "-c", 'read line; echo "got $line"']
+
     @property
     @abstractmethod
     def image(self) -> str:

@@ -7,28 +7,30 @@ class does not inherit, so that none goes unchecked.
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
 
 import pytest
 
+from tests.contract.cases import DEADLINE_S, AbilityCases, ended
+from tests.contract.exec_cases import ExecCases, StreamExecCases
 from tests.contract.subject import Subject
 from zlayer_driver import contract
-from zlayer_driver.errors import DriverError, NotFound, PullFailed, TimedOut
+from zlayer_driver.errors import DriverError, NotFound, PullFailed
 from zlayer_driver.model import Auth, Exit, Handle, Health, PullPolicy, PullProgress, Resources, Target, TaskState
-from zlayer_driver.readings import Channel, ExecOptions, GuestOverlay, OverlayKind
+from zlayer_driver.readings import Channel, GuestOverlay, OverlayKind
 
-DEADLINE_S = 30.0  # nothing here takes long; a hang is a failure
-
-
-async def ended(subject: Subject, handle: Handle) -> Exit:
-    async with asyncio.timeout(DEADLINE_S):
-        return await subject.backend.wait(handle)
-
-
-class AbilityCases:
-    """Cases of one ability or of several that belong together."""
-
-    covers: ClassVar[frozenset[type]]
+__all__ = [
+    "ControlCases",
+    "ExecCases",
+    "ImageCases",
+    "LogCases",
+    "OverlayCases",
+    "PullCases",
+    "SignalCases",
+    "StreamExecCases",
+    "SweepCases",
+    "UsageCases",
+    "Verbs",
+]
 
 
 class Verbs:
@@ -199,48 +201,6 @@ class SweepCases(AbilityCases):
         for handle in (running, over):
             await subject.backend.destroy(handle)
         assert not await subject.remains()
-
-
-class ExecCases(AbilityCases):
-    covers = frozenset({contract.CanExec})
-
-    async def test_exec_tells_code_and_output(self, subject: Subject) -> None:
-        assert isinstance(subject.backend, contract.CanExec)
-        handle = await subject.start(subject.runs("task"))
-        failed = await subject.backend.exec(handle, subject.argv_exits(3), timeout_s=DEADLINE_S)
-        printed = await subject.backend.exec(handle, subject.argv_prints("to out", "to err"), timeout_s=DEADLINE_S)
-        assert (failed.exit, printed) == (Exit(3), type(printed)(Exit(0), b"to out", b"to err"))
-        await subject.backend.destroy(handle)
-
-    async def test_exec_takes_options(self, subject: Subject) -> None:
-        assert isinstance(subject.backend, contract.CanExec)
-        handle = await subject.start(subject.runs("task"))
-        options = ExecOptions(user="1:1", work_dir="/proc", env={"PROBE": "a value"})
-        result = await subject.backend.exec(handle, subject.argv_tells(), timeout_s=DEADLINE_S, options=options)
-        assert (result.exit, result.stdout) == (Exit(0), b"a value\n/proc\n1\n")
-        await subject.backend.destroy(handle)
-
-    async def test_exec_of_a_missing_command(self, subject: Subject) -> None:
-        assert isinstance(subject.backend, contract.CanExec)
-        handle = await subject.start(subject.runs("task"))
-        result = await subject.backend.exec(handle, ["/no/such/command"], timeout_s=DEADLINE_S)
-        assert result.exit.code == 127
-        await subject.backend.destroy(handle)
-
-    async def test_exec_that_takes_too_long(self, subject: Subject) -> None:
-        assert isinstance(subject.backend, contract.CanExec)
-        handle = await subject.start(subject.runs("task"))
-        with pytest.raises(TimedOut):
-            await subject.backend.exec(handle, subject.argv_blocks(), timeout_s=0.05)
-        await subject.backend.destroy(handle)
-        assert not await subject.remains()
-
-    async def test_exec_in_nothing(self, subject: Subject) -> None:
-        assert isinstance(subject.backend, contract.CanExec)
-        with pytest.raises(NotFound):
-            await subject.backend.exec(
-                Handle("nobody", Target.PRIMARY, subject.backend.name, {}), subject.argv_exits(0), timeout_s=DEADLINE_S
-            )
 
 
 class ControlCases(AbilityCases):

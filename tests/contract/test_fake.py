@@ -60,6 +60,9 @@ class FakeSubject(Subject):
     def argv_blocks(self) -> Sequence[str]:
         return ["block"]
 
+    def argv_reads(self) -> Sequence[str]:
+        return ["read"]
+
     def argv_tells(self) -> Sequence[str]:
         return ["tell"]
 
@@ -68,6 +71,7 @@ class TestFake(
     suite.Verbs,
     suite.SignalCases,
     suite.ExecCases,
+    suite.StreamExecCases,
     suite.ControlCases,
     suite.LogCases,
     suite.UsageCases,

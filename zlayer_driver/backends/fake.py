@@ -15,8 +15,8 @@ What a task does is told by its own labels, so that a job file is enough to see 
 ``fake.signal_error``       signalling it fails with this text
 ==========================  ===================================================================
 
-The commands of ``exec`` are ``exit CODE``, ``print STDOUT STDERR``, ``tell`` (its options) and ``block``; any other does not exist. Images of the registry
-``fake.invalid`` cannot be pulled.
+The commands of ``exec`` are ``exit CODE``, ``print STDOUT STDERR``, ``tell`` (its options), ``read`` (its input, where that is streamed) and
+``block``; any other does not exist. Images of the registry ``fake.invalid`` cannot be pulled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,18 @@ from zlayer_driver.model import (
     TaskSpec,
     TaskState,
 )
-from zlayer_driver.readings import Channel, ExecOptions, GuestOverlay, ImageDetails, LogLine, OverlayKind, Pruned, Usage
+from zlayer_driver.readings import (
+    Channel,
+    ExecEvent,
+    ExecInput,
+    ExecOptions,
+    GuestOverlay,
+    ImageDetails,
+    LogLine,
+    OverlayKind,
+    Pruned,
+    Usage,
+)
 
 _KILL: Final = 9
 _SHELL_NOT_FOUND: Final = 127
@@ -157,6 +168,23 @@ class FakeBackend:
             case ["block"]:
                 return await _blocked(timeout_s)
         return ExecResult(Exit(_SHELL_NOT_FOUND), stderr=b"no such command\n")
+
+    async def stream_exec(
+        self, handle: Handle, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput] | None = None
+    ) -> AsyncIterator[ExecEvent]:
+        del tty
+        self._running(handle)
+        return self._streamed(handle, argv, stdin)
+
+    async def _streamed(self, handle: Handle, argv: Sequence[str], stdin: AsyncIterator[ExecInput] | None) -> AsyncIterator[ExecEvent]:
+        if list(argv) == ["read"] and stdin:
+            typed = b"".join([item async for item in stdin if isinstance(item, bytes)])
+            argv = ["print", f"got {typed.decode()}", ""]
+        result = await self.exec(handle, argv, timeout_s=0)
+        for channel, data in ((Channel.STDOUT, result.stdout), (Channel.STDERR, result.stderr)):
+            if data:
+                yield ExecEvent(channel, data)
+        yield ExecEvent(exit_code=result.exit.code)
 
     async def pause(self, handle: Handle) -> None:
         self._running(handle)

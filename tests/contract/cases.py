@@ -1,0 +1,22 @@
+"""What all cases of the contract share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from tests.contract.subject import Subject
+from zlayer_driver.model import Exit, Handle
+
+DEADLINE_S = 30.0  # nothing here takes long; a hang is a failure
+
+
+async def ended(subject: Subject, handle: Handle) -> Exit:
+    async with asyncio.timeout(DEADLINE_S):
+        return await subject.backend.wait(handle)
+
+
+class AbilityCases:
+    """Cases of one ability or of several that belong together."""
+
+    covers: ClassVar[frozenset[type]]
