@@ -58,13 +58,13 @@ async def _pull(row: Row, caches: Path) -> Observed:
         return await _pulled(row, [opened] if row["cache"] else [])
 
 
-async def _pulled(row: Row, caches: Sequence[fastpath.BlobCache]) -> Observed:
+async def _pulled(row: Row, caches: Sequence[Path | fastpath.BlobCache]) -> Observed:
     trace: list[Json] = []
     composite = _composite(row, caches, trace)
     return {**await _step(composite, row), "trace": trace}
 
 
-def _composite(row: Row, caches: Sequence[fastpath.BlobCache], trace: list[Json]) -> Composite:
+def _composite(row: Row, caches: Sequence[Path | fastpath.BlobCache], trace: list[Json]) -> Composite:
     backends = recorders(row["attached"], program_of(row), trace)
     return Composite(backends, native_os=OS.DARWIN, facts=lambda image: fastpath.image_facts(image, caches))
 
