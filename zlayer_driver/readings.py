@@ -55,7 +55,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSample:
-    """One sample of a usage stream; counters run from the container's start. ``at`` is in UTC."""
+    """One sample of a usage stream; counters run from the container's start. ``at`` is in UTC; ``None`` is «not measured».
+
+    ``memory_bytes`` is all that counts against the limit, of which ``rss`` is anonymous memory and ``cache`` file pages.
+    """
 
     at: datetime
     cpu_total_ns: int
@@ -69,6 +72,12 @@ class UsageSample:
     block_write_bytes: int = 0
     pids: int = 0
     pids_limit: int | None = None
+    memory_rss_bytes: int | None = None
+    memory_cache_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    cpu_throttled_periods: int | None = None
+    cpu_throttled_ns: int | None = None
 
 
 class WaitCondition(StrEnum):
