@@ -1,0 +1,102 @@
+"""Ratios: what is ours and what is a peer's, in turn in one run, so that a busy machine slows both alike."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+
+@dataclass(frozen=True)
+class Ratio:
+    name: str
+    ours_s: float
+    peer_s: float
+    limit: float | None
+    peer: str
+
+    @property
+    def value(self) -> float:
+        return self.ours_s / self.peer_s
+
+
+_RATIOS = pytest.StashKey[list[Ratio]]()
+
+
+class Versus:
+    """``versus(ours, peer, …)`` runs the peer before each round of ours. Medians count; the limit is shown, never enforced."""
+
+    def __init__(self, benchmark: BenchmarkFixture, ratios: list[Ratio], name: str) -> None:
+        self._benchmark = benchmark
+        self._ratios = ratios
+        self._name = name
+
+    def __call__(
+        self,
+        ours: Callable[[], Any],
+        peer: Callable[[], Any],
+        *,
+        against: str,
+        limit: float | None = None,
+        rounds: int = 20,
+        idle_s: float = 0.0,
+    ) -> Ratio:
+        """Both callables do one unit of work, or return the seconds that the part to be compared took."""
+        peers: list[float] = []
+        own: list[float] = []
+
+        def before() -> None:
+            time.sleep(idle_s)
+            peers.append(_timed(peer))
+            time.sleep(idle_s)
+
+        def round_() -> None:
+            own.append(_timed(ours))
+
+        self._benchmark.pedantic(round_, setup=before, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]  # the package has no types here
+        ratio = Ratio(self._name, statistics.median(own[1:]), statistics.median(peers[1:]), limit, against)
+        self._benchmark.extra_info.update(
+            {"peer": against, "peer_median_s": ratio.peer_s, "ours_median_s": ratio.ours_s, "ratio": ratio.value, "limit": limit}
+        )
+        self._ratios.append(ratio)
+        return ratio
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    told = work()
+    return told if isinstance(told, float) else time.perf_counter() - begun
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RATIOS] = []
+
+
+@pytest.fixture
+def versus(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Versus:
+    return Versus(benchmark, request.config.stash[_RATIOS], request.node.name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    ratios = config.stash[_RATIOS]
+    if not ratios:
+        return
+    terminalreporter.section(f"ratios (load {os.getloadavg()[0]:.1f}; medians, peers in the same run)")
+    for ratio in ratios:
+        limit = "" if ratio.limit is None else f"  limit {ratio.limit:g} {'kept' if ratio.value <= ratio.limit else 'MISSED'}"
+        terminalreporter.write_line(
+            f"{ratio.name:44} {_unit(ratio.ours_s):>10} / {_unit(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}  ({ratio.peer})"
+        )
+
+
+def _unit(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
