@@ -16,6 +16,7 @@ from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_exec import Exec, execute, stream
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
+from zlayer_driver.backends.oci_usage import sample, samples
 from zlayer_driver.errors import ConfigError, NotFound, Unsupported
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd, identify
@@ -33,8 +34,9 @@ from zlayer_driver.model import (
     PullSource,
     Report,
     TaskSpec,
+    TaskState,
 )
-from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions
+from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 
 
 def make(context: Context) -> OciBackend:
@@ -154,6 +156,20 @@ class OciBackend:
         self, handle: Handle, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput] | None = None
     ) -> AsyncIterator[ExecEvent]:
         return stream(self._command(handle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
+
+    async def usage(self, handle: Handle) -> Usage:
+        now = sample(self._watched(handle))
+        return Usage(now.cpu_total_ns // 1000, now.memory_bytes, now.memory_limit_bytes)
+
+    async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
+        return samples(self._watched(handle))
+
+    async def state(self, handle: Handle) -> TaskState:
+        return TaskState.EXITED if self._watched(handle).ended else TaskState.RUNNING
+
+    async def pid(self, handle: Handle) -> int | None:
+        container = self._watched(handle)
+        return None if container.ended else container.record.init.pid
 
     def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Exec:
         container = self._watched(handle)

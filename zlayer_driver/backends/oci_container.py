@@ -34,6 +34,10 @@ class Container:
         """Whether there is a process to wait for, or an end to tell."""
         return self._init is not None or self._supervisor is not None or self._end is not None or self.bundle.exit_code() is not None
 
+    @property
+    def ended(self) -> bool:
+        return self._end is not None or self._init is None or self._init.ended()
+
     async def wait(self) -> Exit:
         """The supervisor ends when it has written the exit code. Where it was killed, the container may go on without it."""
         if self._end is None and self._supervisor is not None:
