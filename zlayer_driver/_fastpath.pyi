@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self, final
 
@@ -27,3 +27,12 @@ class BlobCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 def image_facts(ref: str, caches: Sequence[str | os.PathLike[str] | BlobCache]) -> ImageFacts: ...
+
+@final
+class JobLines:
+    def __init__(self, ask: Callable[[bytes, int, bool], tuple[bytes, int, bytes | None]]) -> None: ...
+    @property
+    def counts(self) -> list[int]: ...
+    def answer(self, chunk: bytes, first: int) -> bytes: ...
+
+def line_count(chunk: bytes) -> int: ...

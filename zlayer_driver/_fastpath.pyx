@@ -22,6 +22,9 @@ from zlayer_driver._native.json cimport (
     CONFIG_SCHEMA, DIGEST, ISOLATION, MANIFEST_SCHEMA, MARKER, MAX_DOCUMENT_BYTES, OS_NAME, SIDECAR_SCHEMA,
     Answers, Schema, read_document, text_is, unescape,
 )
+from zlayer_driver._native.place cimport (
+    AT_END, MAX_COUNTS, NO_MEMORY, Ending, Memo, Pass, append, count_lines, forget, keep, tell_known,
+)
 from zlayer_driver._native.reference cimport (
     FAULT_ALGORITHM, FAULT_FORM, FAULT_LENGTH, FAULT_NONE,
     Fault, Parts, Slice, canonical_size, find, parse_parts, write_canonical,
@@ -628,3 +631,69 @@ def image_facts(str ref not None, caches):
     if os_ is None and os_open and busy is not None:
         raise busy
     return ImageFacts(os_, marker, isolation)
+
+
+cdef class JobLines:
+    """Answers chunks of job lines. ``ask(line, number, plain)`` tells what is not known yet; one thread at a time.
+
+    It returns the answer's bytes, the counter to add to, and, for a plain line whose like may be answered alike, the answer with a byte 1
+    where the id stands and a byte 2 where the line's number does, else ``None``.
+    """
+
+    cdef Memo _memo
+    cdef object _ask
+    cdef bint _busy
+
+    def __init__(self, ask):
+        self._ask = ask
+
+    def __dealloc__(self):
+        forget(&self._memo)
+
+    @property
+    def counts(self) -> list:
+        return [self._memo.counts[i] for i in range(MAX_COUNTS)]
+
+    def answer(self, bytes chunk not None, long long first) -> bytes:
+        """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
+        cdef Pass lines
+        cdef Ending ending
+        if self._busy:
+            raise RuntimeError("another thread is at it")
+        memset(&lines, 0, sizeof(Pass))
+        lines.at = PyBytes_AS_STRING(chunk)
+        lines.end = lines.at + len(chunk)
+        lines.line = first - 1
+        self._busy = True
+        try:
+            while True:
+                with nogil:
+                    ending = tell_known(&self._memo, &lines)
+                if ending == AT_END:
+                    return lines.out[:lines.size]
+                if ending == NO_MEMORY or not self._learn(&lines):
+                    raise MemoryError
+        finally:
+            self._busy = False
+            free(lines.out)
+
+    cdef bint _learn(self, Pass* lines) except -1:
+        cdef bytes answer, model
+        cdef int counter
+        answer, counter, model = self._ask(lines.missed.at[:lines.missed.size], lines.line, lines.key_size > 0)
+        if not 0 <= counter < MAX_COUNTS:
+            raise IndexError(counter)
+        self._memo.counts[counter] += 1
+        if not append(lines, slice_of(answer)):
+            return False
+        return model is None or keep(&self._memo, Slice(&lines.key[0], lines.key_size), slice_of(model), counter)
+
+
+def line_count(bytes chunk not None) -> int:
+    """How many lines end in ``chunk``."""
+    cdef const char* at = PyBytes_AS_STRING(chunk)
+    cdef Py_ssize_t size = len(chunk)
+    cdef long long found
+    with nogil:
+        found = count_lines(at, size)
+    return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 try:
     from zlayer_driver._fastpath import (
         BlobCache,
+        JobLines,
         cache_keys,
         canonical,
         canonical_many,
         image_facts,
+        line_count,
         parse,
         sanitize,
         sanitize_many,
@@ -16,6 +18,7 @@ try:
 
     IMPLEMENTATION = "compiled"
 except ImportError:
+    from zlayer_driver._fastpath_place_py import JobLines, line_count  # type: ignore[assignment]  # same interface, another class
     from zlayer_driver._fastpath_py import (  # type: ignore[assignment]  # same interface, another class
         BlobCache,
         cache_keys,
@@ -32,10 +35,12 @@ except ImportError:
 __all__ = [
     "IMPLEMENTATION",
     "BlobCache",
+    "JobLines",
     "cache_keys",
     "canonical",
     "canonical_many",
     "image_facts",
+    "line_count",
     "parse",
     "sanitize",
     "sanitize_many",

@@ -1,0 +1,391 @@
+"""Lines of jobs read in place, and answers to what was asked before, without an object per line.
+
+A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label and
+operating system are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but for
+the id and the line's number. So the first is asked about, and what is told is kept as text with two holes.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from zlayer_driver._native.json cimport Reader, is_digit, read_number, read_text, skip_space, take, take_word
+from zlayer_driver._native.reference cimport Slice, cut, equals, put
+
+
+cdef extern from *:
+    """
+    /* Bytes of a plain text: printable ASCII but the quote and the backslash. */
+    static inline int is_printable(unsigned char byte) {
+        return byte >= 0x20 && byte < 0x7F && byte != '"' && byte != '\\\\';
+    }
+    """
+    bint is_printable(unsigned char byte) nogil
+
+
+cdef enum:
+    MAX_KEYS = 32  # of one object
+    MAX_NESTING = 32
+    MAX_KEY_BYTES = 2048  # of what decides
+    MAX_PIECES = 12
+    MAX_COUNTS = 64
+    SLOTS = 1 << 16
+    MAX_KEPT = 1 << 15
+    MAX_KEPT_BYTES = 16 << 20
+    MAX_PROBES = 16
+    ID_HOLE = 1
+    LINE_HOLE = 2
+
+
+cdef struct Job:  # a text that is absent is empty
+    Slice id
+    Slice image
+    Slice runtime
+    Slice label
+    Slice os
+
+
+cdef enum Where:
+    IN_JOB
+    IN_LABELS
+    IN_PLATFORM
+    ELSEWHERE
+
+
+cdef struct Piece:  # text, and the hole behind it (0: none)
+    Slice text
+    char hole
+
+
+cdef struct Kept:
+    uint64_t hash
+    Slice key  # in `memory`, as are the pieces
+    int count  # which counter it adds to
+    int pieces
+    Piece piece[MAX_PIECES]
+    char memory[1]
+
+
+cdef struct Memo:
+    Kept** slots
+    int kept
+    Py_ssize_t kept_bytes
+    long long counts[MAX_COUNTS]
+
+
+cdef struct Pass:  # one way through a chunk of lines; `key` and `job` are those of the line that ended it, empty if that is not plain
+    const char* at
+    const char* end
+    long long line
+    Slice missed
+    Job job
+    char key[MAX_KEY_BYTES]
+    Py_ssize_t key_size
+    char* out
+    Py_ssize_t size
+    Py_ssize_t room
+
+
+cdef enum Ending:
+    AT_END
+    MISSED
+    NO_MEMORY
+
+
+cdef inline bint read_plain(Reader* r, Slice* text) noexcept nogil:
+    """Consumes a plain text and the space after it."""
+    cdef const char* start
+    if r.at == r.end or r.at[0] != c"\"":
+        return False
+    r.at += 1
+    start = r.at
+    while r.at < r.end and is_printable(<unsigned char>r.at[0]):
+        r.at += 1
+    if r.at == r.end or r.at[0] != c"\"":
+        return False
+    text[0] = cut(start, r.at)
+    r.at += 1
+    skip_space(r)
+    return True
+
+
+cdef inline bint skip_once(Reader* r, Job* job) noexcept nogil:
+    """Consumes any value in which no object has a key twice."""
+    cdef Slice ignored
+    if r.at == r.end:
+        return False
+    if r.at[0] == c"\"":
+        return read_text(r, &ignored)
+    if r.at[0] == c"{":
+        return read_members(r, job, ELSEWHERE)
+    if r.at[0] == c"[":
+        return skip_items(r, job)
+    if r.at[0] == c"-" or is_digit(r.at, r.end):
+        return read_number(r, &ignored)
+    return take_word(r, "null", 4) or take_word(r, "true", 4) or take_word(r, "false", 5)
+
+
+cdef inline bint skip_items(Reader* r, Job* job) noexcept nogil:
+    r.depth += 1
+    if r.depth > MAX_NESTING or not take(r, c"["):
+        return False
+    if not take(r, c"]"):
+        while True:
+            if not skip_once(r, job):
+                return False
+            if take(r, c"]"):
+                break
+            if not take(r, c","):
+                return False
+    r.depth -= 1
+    return True
+
+
+cdef inline bint read_of_job(Reader* r, Job* job, Slice key) noexcept nogil:
+    if equals(key, "id", 2):
+        return read_plain(r, &job.id)
+    if equals(key, "image", 5):
+        return read_plain(r, &job.image)
+    if equals(key, "runtime", 7):
+        return take_word(r, "null", 4) or (read_plain(r, &job.runtime) and job.runtime.size > 0)
+    if equals(key, "labels", 6):
+        return take_word(r, "null", 4) or read_members(r, job, IN_LABELS)
+    if equals(key, "platform", 8):
+        return take_word(r, "null", 4) or read_members(r, job, IN_PLATFORM)
+    return skip_once(r, job)
+
+
+cdef inline bint read_of_platform(Reader* r, Job* job, Slice key) noexcept nogil:
+    cdef Slice ignored
+    if equals(key, "os", 2):
+        return take_word(r, "null", 4) or (read_plain(r, &job.os) and job.os.size > 0)
+    return equals(key, "arch", 4) and (take_word(r, "null", 4) or read_text(r, &ignored))
+
+
+cdef inline bint read_of_labels(Reader* r, Job* job, Slice key) noexcept nogil:
+    cdef Slice ignored
+    if take_word(r, "null", 4):
+        return True
+    if equals(key, "com.zlayer.isolation", 20):
+        return read_plain(r, &job.label)
+    return read_text(r, &ignored)
+
+
+cdef inline bint is_repeated(Slice key, const Slice* keys, int count) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        if keys[i].size == key.size and memcmp(keys[i].at, key.at, <size_t>key.size) == 0:
+            return True
+    return False
+
+
+cdef inline bint read_members(Reader* r, Job* job, Where where) noexcept nogil:
+    """Consumes an object with at most `MAX_KEYS` keys, and the space after it."""
+    cdef Slice keys[MAX_KEYS]
+    cdef int count = 0
+    cdef bint good
+    r.depth += 1
+    if r.depth > MAX_NESTING or not take(r, c"{"):
+        return False
+    if not take(r, c"}"):
+        while True:
+            if count == MAX_KEYS or not read_plain(r, &keys[count]) or not take(r, c":") or is_repeated(keys[count], keys, count):
+                return False
+            if where == IN_JOB:
+                good = read_of_job(r, job, keys[count])
+            elif where == IN_LABELS:
+                good = read_of_labels(r, job, keys[count])
+            elif where == IN_PLATFORM:
+                good = read_of_platform(r, job, keys[count])
+            else:
+                good = skip_once(r, job)
+            if not good:
+                return False
+            count += 1
+            if take(r, c"}"):
+                break
+            if not take(r, c","):
+                return False
+    r.depth -= 1
+    return True
+
+
+cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
+    """Whether ``line`` is plain. An id with an apostrophe is not: messages quote it another way."""
+    cdef Reader r = Reader(line.at, line.at + line.size, 0, NULL)
+    memset(job, 0, sizeof(Job))
+    skip_space(&r)
+    return (
+        read_members(&r, job, IN_JOB) and r.at == r.end and job.id.size > 0 and job.image.size > 0
+        and memchr(job.id.at, c"'", <size_t>job.id.size) == NULL
+    )
+
+
+cdef inline Py_ssize_t write_key(const Job* job, char* key) noexcept nogil:
+    """The texts that decide, with a NUL behind each; 0 if they are too long."""
+    cdef char* at = key
+    if job.image.size + job.runtime.size + job.label.size + job.os.size + 4 > MAX_KEY_BYTES:
+        return 0
+    at = put(at, job.image)
+    at[0] = 0
+    at = put(at + 1, job.runtime)
+    at[0] = 0
+    at = put(at + 1, job.label)
+    at[0] = 0
+    at = put(at + 1, job.os)
+    at[0] = 0
+    return at + 1 - key
+
+
+cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:
+    """Spreads keys over the slots; whoever makes keys collide gains only that their lines are asked about."""
+    cdef uint64_t found = <uint64_t>size
+    cdef uint64_t word
+    while size > 0:
+        word = 0
+        memcpy(&word, at, <size_t>(size if size < 8 else 8))
+        found = (found ^ word) * <uint64_t>0x9E3779B97F4A7C15
+        found ^= found >> 29
+        at += 8
+        size -= 8
+    return found ^ (found >> 32)
+
+
+cdef inline Kept* recall(const Memo* memo, const char* key, Py_ssize_t size) noexcept nogil:
+    cdef uint64_t wanted = hash_of(key, size)
+    cdef Kept* kept
+    cdef int i
+    if memo.slots == NULL:
+        return NULL
+    for i in range(MAX_PROBES):
+        kept = memo.slots[(wanted + <uint64_t>i) % SLOTS]
+        if kept == NULL:
+            return NULL
+        if kept.hash == wanted and kept.key.size == size and memcmp(kept.key.at, key, <size_t>size) == 0:
+            return kept
+    return NULL
+
+
+cdef inline void forget(Memo* memo) noexcept nogil:
+    cdef int i
+    if memo.slots != NULL:
+        for i in range(SLOTS):
+            free(memo.slots[i])
+        free(memo.slots)
+        memo.slots = NULL
+    memo.kept = 0
+    memo.kept_bytes = 0
+
+
+cdef inline bint cut_pieces(Kept* kept, Slice text) noexcept nogil:
+    """Cuts ``text`` at its holes; false if it has too many."""
+    cdef const char* end = text.at + text.size
+    cdef const char* at = text.at
+    cdef const char* start = text.at
+    kept.pieces = 0
+    while at <= end:
+        if at == end or at[0] == ID_HOLE or at[0] == LINE_HOLE:
+            if kept.pieces == MAX_PIECES:
+                return False
+            kept.piece[kept.pieces] = Piece(cut(start, at), 0 if at == end else at[0])
+            kept.pieces += 1
+            start = at + 1
+        at += 1
+    return True
+
+
+cdef inline bint keep(Memo* memo, Slice key, Slice text, int count) noexcept nogil:
+    """Remembers ``text`` as the answer to ``key``; false only without memory. A memo that is full begins anew."""
+    cdef Py_ssize_t size = <Py_ssize_t>sizeof(Kept) + key.size + text.size
+    cdef Kept* kept
+    cdef int i
+    if memo.kept == MAX_KEPT or memo.kept_bytes + size > MAX_KEPT_BYTES:
+        forget(memo)
+    if memo.slots == NULL:
+        memo.slots = <Kept**>calloc(SLOTS, sizeof(Kept*))
+        if memo.slots == NULL:
+            return False
+    kept = <Kept*>malloc(<size_t>size)
+    if kept == NULL:
+        return False
+    kept.hash = hash_of(key.at, key.size)
+    kept.count = count
+    kept.key = Slice(&kept.memory[0], key.size)
+    put(put(&kept.memory[0], key), text)
+    if cut_pieces(kept, Slice(kept.key.at + key.size, text.size)):
+        for i in range(MAX_PROBES):
+            if memo.slots[(kept.hash + <uint64_t>i) % SLOTS] == NULL:
+                memo.slots[(kept.hash + <uint64_t>i) % SLOTS] = kept
+                memo.kept += 1
+                memo.kept_bytes += size
+                return True
+    free(kept)
+    return True
+
+
+cdef inline bint ensure(Pass* lines, Py_ssize_t size) noexcept nogil:
+    """Makes room for ``size`` bytes more."""
+    cdef Py_ssize_t room = lines.room
+    cdef char* grown
+    if lines.size + size <= room:
+        return True
+    while room < lines.size + size:
+        room = 2 * room + 4096
+    grown = <char*>realloc(lines.out, <size_t>room)
+    if grown == NULL:
+        return False
+    lines.out = grown
+    lines.room = room
+    return True
+
+
+cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
+    if not ensure(lines, text.size):
+        return False
+    put(lines.out + lines.size, text)
+    lines.size += text.size
+    return True
+
+
+cdef inline bint tell(Pass* lines, const Kept* kept, Slice id) noexcept nogil:
+    cdef char number[24]
+    cdef int i, digits
+    for i in range(kept.pieces):
+        if not append(lines, kept.piece[i].text):
+            return False
+        if kept.piece[i].hole == ID_HOLE and not append(lines, id):
+            return False
+        if kept.piece[i].hole == LINE_HOLE:
+            digits = snprintf(number, sizeof(number), "%lld", lines.line)
+            if not append(lines, Slice(&number[0], digits)):
+                return False
+    return True
+
+
+cdef inline Ending tell_known(Memo* memo, Pass* lines) noexcept nogil:
+    """Answers lines until one must be asked about; ``lines.line`` is then that line's number."""
+    cdef const char* end
+    cdef Kept* kept
+    while lines.at < lines.end:
+        end = <const char*>memchr(lines.at, c"\n", <size_t>(lines.end - lines.at))
+        end = lines.end if end == NULL else end
+        lines.missed = cut(lines.at, end)
+        lines.at = end + 1
+        lines.line += 1
+        lines.key_size = write_key(&lines.job, lines.key) if read_job(lines.missed, &lines.job) else 0
+        kept = recall(memo, lines.key, lines.key_size) if lines.key_size > 0 else NULL
+        if kept == NULL:
+            return MISSED
+        if not tell(lines, kept, lines.job.id):
+            return NO_MEMORY
+        memo.counts[kept.count] += 1
+    return AT_END
+
+
+cdef inline long long count_lines(const char* at, Py_ssize_t size) noexcept nogil:
+    cdef long long found = 0
+    cdef Py_ssize_t i
+    for i in range(size):
+        found += at[i] == c"\n"
+    return found
