@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.host.oci_lab import OneImage, backend, handle, remains, shell
+from zlayer_driver.backends.oci_bundle import Bundle
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step
-from zlayer_driver.errors import StartFailed
+from zlayer_driver.errors import CreateFailed, NotFound, StartFailed
 from zlayer_driver.host.processes import reap, spawn
 from zlayer_driver.model import Exit, Mount, TaskSpec
 
@@ -127,3 +129,47 @@ async def test_a_sweep_takes_what_is_half_made(root: Path, images: OneImage, nam
     await backend(root, images).sweep()
     assert remains(root) == []
     assert runs(root) == 0
+
+
+async def test_a_full_disk_is_an_error_of_ours(root: Path, images: OneImage) -> None:
+    async def full(_: Making) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/state/file")
+
+    with pytest.raises(CreateFailed, match="No space left on device: /state/file"):
+        await backend(root, images, steps=replaced("config", full)).start(shell("one", "true"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_half_removed_container_is_finished(root: Path, images: OneImage, name: str) -> None:
+    """The removal stops before it undoes a step, as if the driver had been killed there."""
+
+    async def die(_root: Path, _bundle: Bundle) -> None:
+        raise KilledHereError
+
+    steps = tuple(dataclasses.replace(step, undo=die) if step.name == name else step for step in STEPS)
+    oci = backend(root, images, steps=steps)
+    task = handle("one", await oci.start(counting(root)))
+    with pytest.raises(KilledHereError):
+        await oci.destroy(task)
+    later = backend(root, images)
+    with pytest.raises(NotFound):
+        await later.recover(task)
+    await later.sweep()
+    assert remains(root) == []
+    await oci.destroy(task)
+
+
+class KilledHereError(Exception):
+    """Stands for the death of the driver."""
+
+
+async def test_a_killed_supervisor_is_told_and_its_container_removed(root: Path, images: OneImage) -> None:
+    oci = backend(root, images)
+    task = handle("one", await oci.start(shell("one", "exec sleep 1000")))
+    os.kill(task.data["supervisor"]["pid"], signal.SIGKILL)
+    waiting = asyncio.create_task(oci.wait(task))
+    await oci.stop(task, timeout_s=0, signal="KILL")
+    end = await waiting
+    assert end.signal == signal.SIGKILL or "supervisor was killed" in end.error
+    await oci.destroy(task)
+    assert remains(root) == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from zlayer_driver.backends.oci_exec import Exec, execute, stream
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
 from zlayer_driver.backends.oci_usage import sample, samples
-from zlayer_driver.errors import ConfigError, NotFound, Unsupported
+from zlayer_driver.errors import ConfigError, CreateFailed, DriverError, InternalError, NotFound, Unsupported
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
@@ -99,15 +99,14 @@ class OciBackend:
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
         bundle = self._bundle(spec.id)
         runtime = await self._runtime.select(spec.oci_runtime)
-        with self._store.hold():
+        with _told_as(CreateFailed, bundle), self._store.hold():
             image = await asyncio.to_thread(self._store.get, spec.image)
-            making = Making(self._root, bundle, spec, image, runtime)
-            while True:
+            container = None
+            while container is None:
                 async with bundle.locked(create=True):
-                    container = await self._claim(making)
-                if container is not None:
-                    self._containers[spec.id] = container
-                    return container.record.data()
+                    container = await self._claim(Making(self._root, bundle, spec, image, runtime))
+        self._containers[spec.id] = container
+        return container.record.data()
 
     async def recover(self, handle: Handle) -> None:
         self._watched(handle)
@@ -126,9 +125,10 @@ class OciBackend:
 
     async def destroy(self, handle: Handle) -> None:
         bundle = self._bundle(handle.task_id)
-        async with bundle.locked() as exists:
-            if exists:
-                await self._remove(handle.task_id, bundle)
+        with _told_as(_remove_failed, bundle):
+            async with bundle.locked() as exists:
+                if exists:
+                    await self._remove(handle.task_id, bundle)
         self._forget(handle.task_id)
 
     async def sweep(self) -> None:
@@ -253,3 +253,16 @@ class OciBackend:
     def _forget(self, task_id: str) -> None:
         if container := self._containers.pop(task_id, None):
             container.close()
+
+
+@contextmanager
+def _told_as(kind: Callable[[str, str], DriverError], bundle: Bundle) -> Iterator[None]:
+    """What the kernel refuses, such as room on a disk, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(bundle.id, f"{error.strerror}{f': {error.filename}' if error.filename else ''}") from error
+
+
+def _remove_failed(container: str, reason: str) -> DriverError:
+    return InternalError(f"cannot remove container {container!r}: {reason}", hint="destroy the task again")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 
-from zlayer_driver.errors import TimedOut
+from zlayer_driver.errors import TimedOut, Unsupported
 from zlayer_driver.host.pidfd import PidFd
 
 _CHUNK = 65536
@@ -80,10 +80,14 @@ def spawn(
     pass_fds: Sequence[int] = (),
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, with the three streams and ``pass_fds`` and no other fd of ours. The caller reaps it by `reap`."""
-    return subprocess.Popen(
-        list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=tuple(pass_fds), cwd=cwd, start_new_session=True
-    )
+    """A child in a session of its own, with the three streams and ``pass_fds`` and no other fd of ours, to be reaped by `reap`."""
+    fds = tuple(pass_fds)
+    try:
+        return subprocess.Popen(
+            list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=fds, cwd=cwd, start_new_session=True
+        )
+    except OSError as error:
+        raise Unsupported(f"{argv[0]} cannot be run: {error.strerror}", hint="see that it is installed") from error
 
 
 async def reap(child: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> int:

@@ -15,6 +15,7 @@ import tty as terminal
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self
 
+from zlayer_driver.errors import Unsupported
 from zlayer_driver.host.processes import reap, spawn
 
 STDOUT, STDERR = 1, 2
@@ -49,7 +50,7 @@ class Session:
             ours, theirs = (pipes[0][1], pipes[1][0], pipes[2][0]), (pipes[0][0], pipes[1][1], pipes[2][1])
         try:
             child = spawn(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
-        except OSError:
+        except Unsupported:
             _close_all(ours)
             raise
         finally:
