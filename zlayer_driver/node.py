@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from zlayer_driver import __version__, backends, fastpath
 from zlayer_driver.composite import Composite, OnFallback
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import CanSweep
+from zlayer_driver.errors import CacheError
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import OS, Fingerprint, Health, ImageFacts, Target
 
@@ -27,14 +29,27 @@ class Node:
     def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
         self.store = ImageStore(Path(config.state_dir, "images"), insecure=config.insecure_registries)
         self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
+        self._open_caches: dict[Path, fastpath.BlobCache] = {}
+        self._opening = threading.Lock()
         self.backends = backends.build(backends.Context(config, self.store))
         self.composite = Composite(
             self.backends, native_os=backends.native_os(), facts=self.image_facts, fallback=config.fallback, on_fallback=on_fallback
         )
 
     def image_facts(self, image: str) -> ImageFacts:
-        """What the local caches say of an image; never the network."""
-        return fastpath.image_facts(image, self.caches)
+        """What the local caches say of an image; never the network. May be called from any thread."""
+        with self._opening:
+            caches = [self._kept(path) for path in self.caches]
+        return fastpath.image_facts(image, caches)
+
+    def _kept(self, path: Path) -> fastpath.BlobCache | Path:
+        """An open cache, once its file is there: opening costs a hundred times what a look-up does."""
+        if path not in self._open_caches:
+            try:
+                self._open_caches[path] = fastpath.BlobCache(path)
+            except CacheError:
+                return path
+        return self._open_caches[path]
 
     async def sweep(self) -> None:
         """Finishes what a killed predecessor left half made or half removed."""
@@ -65,4 +80,6 @@ class Node:
         return Fingerprint(primary.health, primary.description, attributes)
 
     async def close(self) -> None:
+        for cache in self._open_caches.values():
+            cache.close()
         await self.store.close()
