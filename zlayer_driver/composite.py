@@ -28,7 +28,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from zlayer_driver import fastpath
-from zlayer_driver.choice import Choice, NodeShape, Request, Rule, choose, fallbacks
+from zlayer_driver.choice import Choice, NodeShape, Request, choose, fallbacks
 from zlayer_driver.contract import (
     Backend,
     CanExec,
@@ -38,6 +38,7 @@ from zlayer_driver.contract import (
     CanSignal,
     CanStreamLogs,
     CanStreamUsage,
+    HasImage,
     HasImageStore,
     HasLogs,
     HasOverlayKind,
@@ -65,8 +66,6 @@ from zlayer_driver.model import (
 )
 from zlayer_driver.readings import ExecOptions, LogChunk, LogOptions, OverlayKind, Pruned, UsageSample
 from zlayer_driver.snapshot import U64_MAX, line_count, log_chunks, usage_samples
-
-__all__ = ["Choice", "Composite", "NodeShape", "OnFallback", "Request", "Rule", "choose"]
 
 OnFallback = Callable[[TaskSpec, Target, Target, DriverError], None]
 P = ParamSpec("P")
@@ -269,6 +268,8 @@ class Composite:
 
     async def _is_listed(self, image: str) -> bool:
         try:
+            if all(HasImage in found for found in self._abilities.values()):
+                return any((await self._each(HasImage.has_image, image))[0])
             return any(record.reference == image for record in await self.list_images())
         except DriverError as error:
             _log.debug("no target lists images: %s", error)

@@ -302,6 +302,13 @@ class CanListImages(Protocol):
 
 
 @runtime_checkable
+class HasImage(Protocol):
+    async def has_image(self, image: str) -> bool:
+        """Whether `CanListImages.list_images` would list it, for backends that know without listing."""
+        ...
+
+
+@runtime_checkable
 class CanRemoveImage(Protocol):
     async def remove_image(self, image: str, *, force: bool) -> None: ...
 

@@ -288,7 +288,7 @@ class OverlayCases(AbilityCases):
 
 
 class PullCases(AbilityCases):
-    covers = frozenset({contract.CanPull, contract.CanListImages})
+    covers = frozenset({contract.CanPull, contract.CanListImages, contract.HasImage})
 
     async def test_pulled_image_is_listed_once(self, subject: Subject) -> None:
         backend = subject.backend
@@ -298,6 +298,9 @@ class PullCases(AbilityCases):
         for policy in (PullPolicy.IF_NOT_PRESENT, PullPolicy.ALWAYS, PullPolicy.NEVER):
             await backend.pull(subject.image, policy=policy, auth=None, report=heard.append)
         assert [record.reference for record in await backend.list_images()].count(subject.image) == 1
+        if isinstance(backend, contract.HasImage):
+            assert await backend.has_image(subject.image)
+            assert not await backend.has_image(subject.missing_image)
         assert {step.image for step in heard} <= {subject.image}
 
     @pytest.mark.parametrize("policy", [PullPolicy.IF_NOT_PRESENT, PullPolicy.ALWAYS])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +15,11 @@ from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id, container
 from zlayer_driver.backends.oci_conmon import conmon_path
 from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_exec import Exec, execute, stream
-from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
+from zlayer_driver.backends.oci_resources import limits
+from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime, last_error
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
 from zlayer_driver.backends.oci_usage import sample, samples
-from zlayer_driver.errors import ConfigError, CreateFailed, DriverError, InternalError, NotFound, Unsupported
+from zlayer_driver.errors import ConfigError, CreateFailed, DriverError, InternalError, InvalidSpec, NotFound, Unsupported
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
@@ -33,6 +35,7 @@ from zlayer_driver.model import (
     PullPolicy,
     PullSource,
     Report,
+    Resources,
     TaskSpec,
     TaskState,
 )
@@ -157,6 +160,30 @@ class OciBackend:
     ) -> AsyncIterator[ExecEvent]:
         return stream(self._command(handle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
 
+    async def pause(self, handle: Handle) -> None:
+        await self._told(handle, "pause")
+
+    async def resume(self, handle: Handle) -> None:
+        await self._told(handle, "resume")
+
+    async def update(self, handle: Handle, resources: Resources) -> Sequence[str]:
+        """All or nothing is changed, so there is nothing to warn of."""
+        changes = self._watched(handle).bundle.dir / "update.json"
+        changes.write_text(json.dumps(limits(resources)))
+        await self._told(handle, "update", "--resources", str(changes))
+        return ()
+
+    async def _told(self, handle: Handle, *verb: str) -> None:
+        """`InvalidSpec` in the runtime's words where it refuses."""
+        container = self._watched(handle)
+        if container.ended:
+            raise NotFound(handle.task_id, "it has ended")
+        runtime = Runtime(container.record.runtime)
+        log = container.bundle.dir / f"{verb[0]}.log"
+        done = await runtime.run(self._root, *verb, container.bundle.id, log=log)
+        if done.status != 0:
+            raise InvalidSpec(f"{runtime.name} cannot {verb[0]} container {container.bundle.id!r}: {last_error(log)}")
+
     async def usage(self, handle: Handle) -> Usage:
         now = sample(self._watched(handle))
         return Usage(now.cpu_total_ns // 1000, now.memory_bytes, now.memory_limit_bytes)
@@ -188,6 +215,11 @@ class OciBackend:
 
     async def list_images(self) -> Sequence[ImageRecord]:
         return await asyncio.to_thread(self._store.list)
+
+    async def has_image(self, image: str) -> bool:
+        with suppress(NotFound):
+            return bool(self._store.get(image))
+        return False
 
     def _bundle(self, task_id: str) -> Bundle:
         return Bundle(self._root, container_id(task_id))
