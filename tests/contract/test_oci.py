@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.contract import suite
+from tests.contract.cases import AbilityCases
 from tests.contract.subject import Subject
 from tests.doubles import registry
 from tests.doubles.images import Built, archive, directory, image, member, symlink
 from tests.host.oci_lab import clear, remains
+from zlayer_driver import contract
 from zlayer_driver.backends.oci import OciBackend
 from zlayer_driver.backends.oci_runtime import OciRuntime
 from zlayer_driver.contract import Backend
@@ -117,7 +119,43 @@ def pulled(busybox: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server.push(busybox, "contract", "v1")
 
 
-class TestOci(suite.Verbs, suite.SignalCases, suite.ExecCases, suite.SweepCases, suite.PullCases):
+class WatchCases(AbilityCases):
+    """What is read of a running container."""
+
+    covers = frozenset({contract.CanStreamUsage, contract.HasPid})
+
+    async def test_usage_is_streamed(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.CanStreamUsage)
+        handle = await subject.start(subject.runs("task"))
+        samples = await subject.backend.stream_usage(handle)
+        assert (await anext(samples)).pids >= 1
+        await subject.backend.destroy(handle)
+
+    async def test_pid_is_the_hosts(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.HasPid)
+        handle = await subject.start(subject.runs("task"))
+        assert Path(f"/proc/{await subject.backend.pid(handle)}").exists()
+        await subject.backend.destroy(handle)
+
+    async def test_a_paused_task_can_be_removed(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.CanPause)
+        handle = await subject.start(subject.runs("task"))
+        await subject.backend.pause(handle)
+        await subject.backend.destroy(handle)
+        assert not await subject.remains()
+
+
+class TestOci(
+    suite.Verbs,
+    suite.SignalCases,
+    suite.ExecCases,
+    suite.StreamExecCases,
+    suite.ControlCases,
+    suite.UsageCases,
+    suite.SweepCases,
+    suite.PullCases,
+    WatchCases,
+):
     @pytest.fixture
     async def subject(self, tmp_path: Path, busybox: Built, pulled: str) -> AsyncIterator[Subject]:
         store = ImageStore(tmp_path / "images")

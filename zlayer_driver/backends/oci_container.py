@@ -69,6 +69,7 @@ class Container:
         """Returns when it has ended, which may have been before. SIGKILL for init of a pid namespace ends all others in it."""
         if self._end is None:
             self.signal(SIGKILL)
+            cgroups.thaw(self.bundle.cgroup)
         try:
             async with asyncio.timeout(_KILL_TIMEOUT_S):
                 await self.wait()

@@ -9,7 +9,7 @@ from typing import Any
 
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.host import cgroups
-from zlayer_driver.model import Device, TaskSpec
+from zlayer_driver.model import Device, Resources, TaskSpec
 
 Doc = dict[str, Any]
 
@@ -19,30 +19,31 @@ _OWN_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
 def resources(task: TaskSpec) -> Doc:
-    limits = task.resources
+    return {"devices": _device_rules(task), **limits(task.resources)}
+
+
+def limits(wanted: Resources) -> Doc:
+    """Those that are set, and nothing of the others."""
     cpu: Doc = {}
-    if limits.cpu_shares:
-        cpu["shares"] = min(max(limits.cpu_shares, _MIN_SHARES), _MAX_SHARES)
-    if limits.cpu_quota_us:
-        cpu |= {"quota": limits.cpu_quota_us, "period": limits.cpu_period_us}
-    if limits.cpuset_cpus:
-        cpu["cpus"] = limits.cpuset_cpus
-    found: Doc = {"devices": _device_rules(task), "cpu": cpu, "memory": _memory(task)}
-    if limits.pids:
-        found["pids"] = {"limit": limits.pids}
-    return {key: value for key, value in found.items() if value}
+    if wanted.cpu_shares:
+        cpu["shares"] = min(max(wanted.cpu_shares, _MIN_SHARES), _MAX_SHARES)
+    if wanted.cpu_quota_us:
+        cpu |= {"quota": wanted.cpu_quota_us, "period": wanted.cpu_period_us}
+    if wanted.cpuset_cpus:
+        cpu["cpus"] = wanted.cpuset_cpus
+    pids = {"limit": wanted.pids} if wanted.pids else {}
+    return {key: value for key, value in (("cpu", cpu), ("memory", _memory(wanted)), ("pids", pids)) if value}
 
 
-def _memory(task: TaskSpec) -> Doc:
+def _memory(wanted: Resources) -> Doc:
     """``swap`` is memory and swap together; without a word of the task a container gets no swap beyond its memory."""
-    limits = task.resources
     memory: Doc = {}
-    if limits.memory_bytes:
-        memory["limit"] = limits.memory_bytes
+    if wanted.memory_bytes:
+        memory["limit"] = wanted.memory_bytes
         if cgroups.trees().counts_swap():
-            memory["swap"] = limits.memory_bytes if limits.memory_swap_bytes is None else limits.memory_swap_bytes
-    if limits.memory_reservation_bytes:
-        memory["reservation"] = limits.memory_reservation_bytes
+            memory["swap"] = wanted.memory_bytes if wanted.memory_swap_bytes is None else wanted.memory_swap_bytes
+    if wanted.memory_reservation_bytes:
+        memory["reservation"] = wanted.memory_reservation_bytes
     return memory
 
 

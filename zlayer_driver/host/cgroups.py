@@ -82,6 +82,18 @@ def oom_kills(path: str) -> int:
     return int(counters.get("oom_kill", 0))
 
 
+def thaw(path: str) -> None:
+    """Lets a frozen group run on: what is frozen under v1 does not even die of SIGKILL."""
+    for group in trees().directories(path):
+        _thaw(group)
+
+
+def _thaw(group: Path) -> None:
+    for file, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        if (group / file).exists():
+            (group / file).write_text(word)
+
+
 async def remove(path: str) -> None:
     """Kills what is in the group, waits for its end, and removes the group from every tree; a group that is not there is fine."""
     for group in trees().directories(path):
@@ -110,6 +122,7 @@ def _rmdir(group: Path) -> bool:
 
 
 async def _kill(group: Path) -> None:
+    _thaw(group)
     for pid in _processes(group):
         process = identify(pid)
         handle = PidFd.open(process) if process else None

@@ -109,7 +109,9 @@ async def reap(child: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> int:
 
 
 async def _end_children(pid: int, pidfd: PidFd, grace_s: float) -> None:
-    for process in children(pid):
+    if not (found := children(pid)):
+        return
+    for process in found:
         with suppress(ProcessLookupError):
             os.kill(process, SIGKILL)
     with suppress(TimeoutError):
