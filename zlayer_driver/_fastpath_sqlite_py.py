@@ -42,6 +42,9 @@ _SHARED_SPILL = (
 )
 
 
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)  # the second where a damaged name stands in SQLite's message
+
+
 class NotSqlite(Exception):
     """The file is no SQLite database."""
 
@@ -58,6 +61,11 @@ class State(NamedTuple):
     def settled(self) -> bool:
         """Nobody guards the reader, so the state must still hold after the read."""
         return not self.journal and not (self.wal and self.shared)
+
+
+def _code(error: Exception) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
@@ -100,7 +108,7 @@ class SqliteStore:
             state = _state(self.path)
             try:
                 answer = work(self._ready(state))
-            except sqlite3.Error as error:
+            except _FAILURES as error:
                 self.close()
                 if self._holds(state):
                     raise self._translated(error) from error
@@ -163,9 +171,9 @@ class SqliteStore:
             is_cache = connection.execute(_IS_CACHE).fetchone() is not None
             if is_cache:
                 connection.execute("SELECT data, last_accessed FROM blobs LIMIT 0")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             connection.close()
-            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            if _code(error) == sqlite3.SQLITE_NOTADB:
                 raise NotSqlite from error
             raise
         if not is_cache:
@@ -190,7 +198,6 @@ class SqliteStore:
                 copy.backup(memory)
         return memory
 
-    def _translated(self, error: sqlite3.Error) -> CacheError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        kind = CacheBusy if code in _BUSY_CODES else CacheError
+    def _translated(self, error: Exception) -> CacheError:
+        kind = CacheBusy if _code(error) in _BUSY_CODES else CacheError
         return kind(self.path, str(error))

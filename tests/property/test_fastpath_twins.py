@@ -49,8 +49,29 @@ def test_references(ref: str) -> None:
 
 
 name = st.sampled_from(
-    ["os", "os.version", "config", "Labels", "com.zlayer.isolation", "annotations", "com.zlayer.runtime", "layers", "digest", "size"]
-    + ["schemaVersion", "mediaType", "Healthcheck", "Interval", "Retries", "Env", "Volumes", "urls", "subject", "reference", "architecture"]
+    [
+        "os",
+        "os.version",
+        "config",
+        "Labels",
+        "com.zlayer.isolation",
+        "annotations",
+        "com.zlayer.runtime",
+        "layers",
+        "digest",
+        "size",
+        "schemaVersion",
+        "mediaType",
+        "Healthcheck",
+        "Interval",
+        "Retries",
+        "Env",
+        "Volumes",
+        "urls",
+        "subject",
+        "reference",
+        "architecture",
+    ]
 )
 scalar = st.sampled_from(
     ["linux", "windows", "darwin", "", "vz", None, True, False, -1, 0, 1, 2**32, 2**64 - 1, 2**64, -(2**63), 1.5, 1e300]

@@ -123,10 +123,12 @@ cdef inline int open_sqlite(Sqlite* cache, const char* uri, int max_blob_bytes) 
     found = is_cache(cache)
     if found <= 0:
         return found
+    if sqlite3_prepare_v2(cache.db, "SELECT last_accessed FROM blobs", -1, &cache.select[0], NULL) != SQLITE_OK:
+        return -1
+    sqlite3_finalize(cache.select[0])
+    cache.select[0] = NULL
     for i in range(2):
-        if sqlite3_prepare_v2(
-            cache.db, "SELECT data, last_accessed FROM blobs WHERE digest = ?", -1, &cache.select[i], NULL,
-        ) != SQLITE_OK:
+        if sqlite3_prepare_v2(cache.db, "SELECT data FROM blobs WHERE digest = ?", -1, &cache.select[i], NULL) != SQLITE_OK:
             return -1
     return 1
 
