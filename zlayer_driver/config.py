@@ -8,10 +8,12 @@ map as a list of maps.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from zlayer_driver.errors import ConfigError
 from zlayer_driver.model import OS, Isolation, Target
@@ -49,10 +51,50 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    return str(ip_address(value))
+
+
+def _subnet(version: int) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        found = ip_network(value)
+        if found.version != version:
+            raise ValueError(f"an IPv{version} subnet is needed")
+        if found.num_addresses < 4:
+            raise ValueError("a subnet of four addresses at least is needed")
+        return str(found)
+
+    return check
+
+
+def _disjoint(network: str | None, shares: Sequence[str]) -> None:
+    found = [ip_network(share) for share in shares]
+    for place, share in enumerate(found):
+        if network is None or share.version != (whole := ip_network(network)).version or not _contains(whole, share):
+            raise ValueError(f"subnet {share} is not within the overlay's network {network or '(none)'}")
+        if other := next((earlier for earlier in found[:place] if earlier.overlaps(share)), None):
+            raise ValueError(f"subnets {other} and {share} overlap")
+
+
+def _contains(whole: IPv4Network | IPv6Network, share: IPv4Network | IPv6Network) -> bool:
+    first, last = int(share.network_address), int(share.broadcast_address)
+    return int(whole.network_address) <= first and last <= int(whole.broadcast_address)
+
+
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+IpAddress = Annotated[str, AfterValidator(_address)]
+Ipv4Subnet = Annotated[str, AfterValidator(_subnet(4))]
+Ipv6Subnet = Annotated[str, AfterValidator(_subnet(6))]
 StringMap = Annotated[dict[str, str], BeforeValidator(_merged)]
 OperatingSystem = Annotated[OS, BeforeValidator(_operating_system)]
+
+
+class Transport(StrEnum):
+    """How the overlay's packets travel between nodes."""
+
+    VXLAN = "vxlan"
+    WIREGUARD = "wireguard"
 
 
 class Block(BaseModel):
@@ -69,6 +111,53 @@ class AuthBlock(Block):
 class PlatformBlock(Block):
     os: OperatingSystem | None = Field(None, description="Operating system the image must run on: linux, windows or darwin")
     arch: str | None = Field(None, description="CPU architecture by its OCI name, such as amd64 or arm64")
+
+
+class OverlayPeerBlock(Block):
+    """Another node of the overlay, where no cluster keeps them."""
+
+    name: str = Field(min_length=1, description="The peer's name, as people see it")
+    endpoint: IpAddress = Field(description="Address at which this node reaches the peer")
+    port: int = Field(0, ge=0, le=65535, description="UDP port at the endpoint; 0: the transport's own")
+    subnet: Ipv4Subnet = Field(description="The peer's IPv4 subnet")
+    subnet6: Ipv6Subnet | None = Field(None, description="The peer's IPv6 subnet")
+    public_key: str = Field("", description="The peer's WireGuard key, in base64")
+
+
+class OverlayBlock(Block):
+    """This node in the overlay network. With it, the driver makes the networks of allocations."""
+
+    name: str = Field("", description="This node's name in the overlay; empty: its host name")
+    network: Ipv4Subnet = Field(description="The whole overlay, such as 10.88.0.0/16")
+    network6: Ipv6Subnet | None = Field(None, description="The whole overlay in IPv6, such as fd88::/48; without it there is IPv4 only")
+    subnet: Ipv4Subnet = Field(description="This node's share of it, such as 10.88.1.0/24")
+    subnet6: Ipv6Subnet | None = Field(None, description="This node's share in IPv6, such as fd88:0:0:1::/64")
+    endpoint: IpAddress = Field(description="Address of this node at which its peers reach it")
+    transport: Transport = Field(Transport.VXLAN, description="How packets travel between nodes: vxlan or wireguard")
+    port: int = Field(0, ge=0, le=65535, description="UDP port of the transport; 0: 4789 for VXLAN, 51820 for WireGuard")
+    vni: int = Field(4096, ge=1, lt=1 << 24, description="VXLAN network identifier")
+    bridge: str = Field(
+        "zlayer0", pattern=r"[a-z][a-z0-9]{1,7}$", description="Name of the node's bridge, from which all link names derive"
+    )
+    mtu: int = Field(0, ge=0, le=65535, description="MTU within the overlay; 0: what the underlay leaves")
+    default_route: bool = Field(default=False, description="Whether containers send everything into the overlay, not only what is for it")
+    peer: list[OverlayPeerBlock] = Field([], description="The other nodes")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Each family is whole: a share lies within the network, and shares do not overlap."""
+        if (self.network6 is None) != (self.subnet6 is None):
+            raise ValueError("network6 and subnet6 belong together")
+        for network, shares in (
+            (self.network, [self.subnet, *(peer.subnet for peer in self.peer)]),
+            (self.network6, [self.subnet6, *(peer.subnet6 for peer in self.peer)]),
+        ):
+            _disjoint(network, [share for share in shares if share])
+        if self.transport is Transport.WIREGUARD and any(not peer.public_key for peer in self.peer):
+            raise ValueError("under WireGuard every peer needs its public_key")
+        if any(ip_address(peer.endpoint).version != ip_address(self.endpoint).version for peer in self.peer):
+            raise ValueError("endpoints are all IPv4 or all IPv6")
+        return self
 
 
 class PluginConfig(Block):
@@ -88,6 +177,7 @@ class PluginConfig(Block):
     allow_caps: list[str] = Field([], description='Capabilities that tasks may add, such as "net_admin"; "all" allows any')
     allow_privileged: bool = Field(default=False, description="Whether tasks may be privileged")
     allow_volumes: bool = Field(default=False, description="Whether tasks may bind host paths from outside their allocation")
+    overlay: OverlayBlock | None = Field(None, description="The overlay network between nodes; without it there is none")
 
 
 class TaskConfig(Block):

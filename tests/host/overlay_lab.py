@@ -1,0 +1,144 @@
+"""Hosts for the tests of the overlay: network namespaces that a test makes, joined by an underlay of its own. Nothing touches the node's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from zlayer_driver.config import Transport
+from zlayer_driver.host import netns
+from zlayer_driver.overlay.overlay import Overlay
+from zlayer_driver.overlay.plan import PORTS, Peer, Plan, Subnets
+
+NETWORK = Subnets.of("10.88.0.0/16", "fd88::/48")
+
+
+def run(argv: Sequence[str], *, namespace: Path | None = None, check: bool = True) -> str:
+    """What a program writes, run in a namespace."""
+    entered = ["nsenter", f"--net={namespace}", *argv] if namespace else argv
+    done = subprocess.run(entered, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{argv}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+def ping(namespace: Path, address: object, *, count: int = 1, size: int = 56) -> bool:
+    """Whether every echo came back."""
+    out = run(["busybox", "ping", "-c", str(count), "-W", "2", "-s", str(size), str(address)], namespace=namespace, check=False)
+    return " 0% packet loss" in out
+
+
+@dataclass
+class Host:
+    """One node: its namespace, its overlay, and the namespaces of its containers."""
+
+    number: int
+    root: Path
+    transport: Transport
+    overlays: list[Overlay] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> Path:
+        return self.root / f"host{self.number}"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.root / f"state{self.number}"
+
+    @property
+    def endpoint(self) -> str:
+        return f"10.199.0.{self.number}"
+
+    def plan(self, **changes: object) -> Plan:
+        plan = Plan(
+            name=f"n{self.number}",
+            network=NETWORK,
+            subnets=Subnets.of(f"10.88.{self.number}.0/24", f"fd88:0:0:{self.number}::/64"),
+            endpoint=ip_address(self.endpoint),
+            transport=self.transport,
+            port=PORTS[self.transport],
+            vni=42,
+            bridge=f"z{os.getpid() % 4096:x}{self.number}",
+        )
+        return replace(plan, **changes)  # type: ignore[arg-type]  # the fields' own types are checked where they are used
+
+    def peer(self, public_key: str = "") -> Peer:
+        plan = self.plan()
+        return Peer(plan.name, plan.endpoint, plan.port, plan.subnets, public_key)
+
+    def overlay(self, **changes: object) -> Overlay:
+        """A new process's view of the node; the lab closes it."""
+        overlay = Overlay(self.plan(**changes), self.state_dir, netns_path=str(self.namespace))
+        self.overlays.append(overlay)
+        return overlay
+
+    def container(self, name: str) -> Path:
+        """A new namespace for a container."""
+        path = self.root / f"c{self.number}-{name}"
+        netns.make(path)
+        return path
+
+    def links(self) -> list[str]:
+        """The host ends of containers."""
+        lines = run(["ip", "-br", "link"], namespace=self.namespace).splitlines()
+        return [line.split("@")[0] for line in lines if line.startswith(self.plan().prefix)]
+
+    async def close(self) -> None:
+        for overlay in self.overlays:
+            await overlay.close()
+        self.overlays.clear()
+
+    def crash(self) -> None:
+        """The node is gone, with all that it had."""
+        for path in self.root.glob(f"c{self.number}-*"):
+            netns.remove(path)
+        if self.namespace.exists():
+            netns.remove(self.namespace)
+
+
+class Lab:
+    """A switch, and hosts on it."""
+
+    def __init__(self, root: Path, transport: Transport = Transport.VXLAN) -> None:
+        self.root = root
+        self.transport = transport
+        self.switch = root / "switch"
+        self.hosts: list[Host] = []
+        netns.make(self.switch)
+        run(["ip", "link", "add", "sw0", "type", "bridge"], namespace=self.switch)
+        run(["ip", "link", "set", "sw0", "up"], namespace=self.switch)
+
+    def host(self, number: int) -> Host:
+        host = Host(number, self.root, self.transport)
+        self.hosts.append(host)
+        self.plug(host)
+        return host
+
+    def plug(self, host: Host) -> None:
+        """Makes the host's namespace, with its underlay link."""
+        netns.make(host.namespace)
+        port = f"port{host.number}"
+        run(["ip", "link", "add", port, "type", "veth", "peer", "name", "un0", "netns", str(host.namespace)], namespace=self.switch)
+        run(["ip", "link", "set", port, "master", "sw0", "up"], namespace=self.switch)
+        run(["ip", "addr", "add", f"{host.endpoint}/24", "dev", "un0"], namespace=host.namespace)
+        for link in ("lo", "un0"):
+            run(["ip", "link", "set", link, "up"], namespace=host.namespace)
+
+    async def close(self) -> None:
+        for host in self.hosts:
+            await host.close()
+            host.crash()
+        netns.remove(self.switch)
+
+
+@asynccontextmanager
+async def lab(root: Path, transport: Transport = Transport.VXLAN) -> AsyncIterator[Lab]:
+    made = Lab(root, transport)
+    try:
+        yield made
+    finally:
+        await made.close()

@@ -1,0 +1,143 @@
+"""The kernel's rtnetlink, in the fewest round trips: messages are sent together on a kept socket, and their acks read together.
+
+Messages come from `zlayer_driver.host.netlink_messages`. A socket belongs to the network namespace in which it was made, for good, and
+to one thread at a time. Formats: netlink(7), <linux/netlink.h>.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ERROR, _DONE = 2, 3
+_REQUEST_FLAGS = struct.Struct("=H")
+_SOL_NETLINK = 270
+_CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12  # short acks, acks with the kernel's reason, filters in dump requests
+_CAPPED = 0x100
+_REASON = 1  # NLMSGERR_ATTR_MSG
+_BUFFER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages, joined; ``names`` says of each what it does, as an error completes «cannot …». Each asks for an ack."""
+
+    data: bytes
+    names: tuple[str, ...]
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Self:
+        return cls(b"".join(batch.data for batch in batches), tuple(name for batch in batches for name in batch.names))
+
+
+class Template:
+    """A batch encoded once, whose blanks are filled in for each use.
+
+    ``blanks`` gives for each name the bytes that stand for it in the batch, so long and so odd that nothing else is like them.
+    """
+
+    def __init__(self, batch: Batch, blanks: Mapping[str, bytes]) -> None:
+        self._batch = batch
+        self._places = {name: (len(blank), tuple(_occurrences(batch.data, blank))) for name, blank in blanks.items()}
+        if missing := [name for name, (_, places) in self._places.items() if not places]:
+            raise ValueError(f"the batch has no blank for {missing}")
+
+    def fill(self, values: Mapping[str, bytes]) -> Batch:
+        """The batch with a value of the right length in every blank."""
+        data = bytearray(self._batch.data)
+        for name, (length, places) in self._places.items():
+            value = values[name]
+            if len(value) != length:
+                raise ValueError(f"{name} takes {length} bytes, not {len(value)}")
+            for place in places:
+                data[place : place + length] = value
+        return Batch(bytes(data), self._batch.names)
+
+
+def _occurrences(data: bytes, part: bytes) -> Iterator[int]:
+    place = data.find(part)
+    while place >= 0:
+        yield place
+        place = data.find(part, place + len(part))
+
+
+class Socket:
+    """An rtnetlink socket in the network namespace of the thread that makes it. Use it as a context manager, or `close` it."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.bind((0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, batch: Batch) -> None:
+        """Has the kernel do all of it, in order; the `OSError` of the first message that failed, named in ``filename``.
+
+        A failure does not keep the messages after it from being done.
+        """
+        if not batch.names:
+            return
+        self._socket.send(batch.data)
+        failed: OSError | None = None
+        acks = self._messages()
+        for name in batch.names:
+            kind, payload = next(acks)
+            if kind != _ERROR:
+                raise OSError(errno.EPROTO, f"a message of type {kind} came instead of an ack", name)
+            failed = failed or _failure(payload, name)
+        if failed:
+            raise failed
+
+    def dump(self, batch: Batch) -> list[bytes]:
+        """The answers to one dump request, without their headers."""
+        self._socket.send(batch.data)
+        found: list[bytes] = []
+        for kind, payload in self._messages():
+            if kind == _DONE:
+                break
+            if kind == _ERROR and (failure := _failure(payload, batch.names[0])):
+                raise failure
+            found.append(payload)
+        return found
+
+    def _messages(self) -> Iterator[tuple[int, bytes]]:
+        """Type and payload of each message. The kernel answers while a request is sent, so that none is waited for."""
+        while True:
+            data = self._socket.recv(_BUFFER, socket.MSG_DONTWAIT)
+            place = 0
+            while place + _HEADER.size <= len(data):
+                length, kind, flags, _, _ = _HEADER.unpack_from(data, place)
+                payload = data[place + _HEADER.size : place + max(length, _HEADER.size)]
+                yield kind, payload if kind != _ERROR else payload + _REQUEST_FLAGS.pack(flags)
+                place += (max(length, _HEADER.size) + 3) & ~3
+
+
+def _failure(payload: bytes, name: str) -> OSError | None:
+    """What an ack (struct nlmsgerr, extended-ack attributes, then the ack's own flags) says went wrong."""
+    (number,) = struct.unpack_from("=i", payload)
+    if number == 0:
+        return None
+    (flags,) = _REQUEST_FLAGS.unpack_from(payload, len(payload) - _REQUEST_FLAGS.size)
+    place = 4 + _HEADER.size if flags & _CAPPED else 4 + ((struct.unpack_from("=I", payload, 4)[0] + 3) & ~3)
+    text = os.strerror(-number)
+    while place + 4 <= len(payload) - _REQUEST_FLAGS.size:
+        length, kind = struct.unpack_from("=HH", payload, place)
+        if kind == _REASON:
+            text += f" ({payload[place + 4 : place + length].rstrip(bytes(1)).decode(errors='replace')})"
+        place += max(4, (length + 3) & ~3)
+    return OSError(-number, text, name)

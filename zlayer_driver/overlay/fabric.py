@@ -1,0 +1,160 @@
+"""The node's own part of the overlay: bridge, transport device, and a way to each peer. All of it runs in the overlay's thread.
+
+Every step looks at what the kernel has and changes only the difference, so that it may be repeated after a crash at any
+point, and so that a peer that joins or leaves disturbs no packet of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Protocol
+
+from zlayer_driver.config import Transport
+from zlayer_driver.errors import NetworkError
+from zlayer_driver.host import netlink_messages as messages
+from zlayer_driver.host.netlink import Batch, Socket
+from zlayer_driver.host.netlink_messages import Link
+from zlayer_driver.overlay.plan import Peer, Plan, bridge_mac, transport_mac
+
+_SYSCTL = Path("/proc/sys/net")
+
+
+class Tunnel(Protocol):
+    """A WireGuard device under the plan's name."""
+
+    def ensure(self) -> None:
+        """Makes it, or takes over that of an earlier process."""
+        ...
+
+    def set_peers(self, peers: Sequence[Peer]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Fabric:
+    """``tunnel`` makes the WireGuard device where the plan has one, and sets its peers."""
+
+    def __init__(self, plan: Plan, sock: Socket, tunnel: Tunnel | None = None) -> None:
+        self._plan = plan
+        self._sock = sock
+        self._tunnel = tunnel
+        self.mtu = 0
+        self.bridge = 0
+        self.device = 0
+
+    def build(self) -> None:
+        """Makes bridge and transport device, or takes over those of an earlier process. Idempotent."""
+        plan, underlay = self._plan, self._underlay()
+        self.mtu = plan.inner_mtu(underlay.mtu)
+        bridge = self._ensure(plan.bridge, "bridge", lambda: messages.bridge(plan.bridge, mtu=self.mtu, mac=bridge_mac(plan.subnets)))
+        self.bridge = bridge.index
+        if plan.transport is Transport.VXLAN:
+            device = self._ensure(plan.device, "vxlan", lambda: self._vxlan(underlay))
+        else:
+            device = self._wireguard()
+        self.device = device.index
+        self._sock.send(
+            Batch.join(
+                [
+                    messages.link_up(bridge.index, mtu=self.mtu),
+                    messages.link_up(device.index, mtu=self.mtu),
+                    *(
+                        messages.address(bridge.index, address, subnet.prefixlen)
+                        for address, subnet in zip(plan.subnets.own(), plan.subnets.each(), strict=True)
+                    ),
+                ]
+            )
+        )
+        self._forward_packets()
+
+    def _underlay(self) -> Link:
+        """The link that has the address at which peers reach this node."""
+        indexes = {index for index, address in messages.addresses(self._sock) if address == self._plan.endpoint}
+        for link in messages.links(self._sock).values():
+            if link.index in indexes:
+                return link
+        raise NetworkError(
+            f"no link of this node has the overlay endpoint {self._plan.endpoint}", hint="set overlay.endpoint to one of its addresses"
+        )
+
+    def _ensure(self, name: str, kind: str, make: Callable[[], Batch]) -> Link:
+        if name not in (links := messages.links(self._sock)):
+            self._sock.send(make())
+            links = messages.links(self._sock)
+        if links[name].kind != kind:
+            raise NetworkError(f"link {name} is no {kind} but a {links[name].kind or 'device'}", hint="name another overlay.bridge")
+        return links[name]
+
+    def _vxlan(self, underlay: Link) -> Batch:
+        plan = self._plan
+        return messages.vxlan(
+            plan.device,
+            vni=plan.vni,
+            local=plan.endpoint,
+            port=plan.port,
+            underlay=underlay.index,
+            mtu=self.mtu,
+            mac=transport_mac(plan.subnets),
+        )
+
+    def _wireguard(self) -> Link:
+        if self._tunnel is None:
+            raise NetworkError("the overlay's transport is WireGuard, and the node has no tunnel")
+        self._tunnel.ensure()
+        return messages.links(self._sock)[self._plan.device]
+
+    def _forward_packets(self) -> None:
+        """Lets packets pass between bridge and transport, and between no other links where the kernel can tell them apart."""
+        for name in (self._plan.bridge, self._plan.device):
+            (_SYSCTL / "ipv4/conf" / name / "forwarding").write_text("1")
+            if self._plan.subnets.v6:
+                forced = _SYSCTL / "ipv6/conf" / name / "force_forwarding"  # kernel 6.17; before, only all links can
+                (forced if forced.exists() else _SYSCTL / "ipv6/conf/all/forwarding").write_text("1")
+
+    def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Makes these the peers: adds what is missing, removes what is no longer wanted, and leaves the rest alone."""
+        if self._tunnel:
+            self._tunnel.set_peers(peers)
+        self._change_routes(peers)
+        if self._plan.transport is Transport.VXLAN:
+            self._change_ways(peers)
+
+    def _change_routes(self, peers: Sequence[Peer]) -> None:
+        bare = self._plan.transport is Transport.WIREGUARD
+        wanted = {
+            str(subnet): (subnet, None if bare else gateway, own)
+            for peer in peers
+            for subnet, gateway, own in zip(peer.subnets.each(), peer.subnets.own(), self._plan.subnets.own(), strict=False)
+        }
+        present = messages.routes(self._sock, self.device)
+        changes = [
+            messages.route(subnet, link=self.device, gateway=gateway, source=own)
+            for text, (subnet, gateway, own) in wanted.items()
+            if present.get(text) != (str(gateway) if gateway else "")
+        ]
+        changes += [messages.route_gone(ip_network(text), link=self.device) for text in present if text not in wanted]
+        self._sock.send(Batch.join(changes))
+
+    def _change_ways(self, peers: Sequence[Peer]) -> None:
+        """The VXLAN device's static entries: which MAC a peer's gateway address has, and at which endpoint that MAC is."""
+        macs = {str(address): (address, peer.mac) for peer in peers for address in peer.subnets.own()}
+        endpoints = {peer.mac: peer.endpoint for peer in peers}
+        near, far = messages.neighbours(self._sock, self.device), messages.forwardings(self._sock, self.device)
+        changes = [messages.neighbour(self.device, address, mac) for text, (address, mac) in macs.items() if near.get(text) != mac]
+        changes += [messages.forwarding(self.device, mac, to) for mac, to in endpoints.items() if far.get(mac) != str(to)]
+        changes += [messages.neighbour_gone(self.device, ip_address(text)) for text in near if text not in macs]
+        changes += [messages.forwarding_gone(self.device, mac) for mac in far if mac not in endpoints]
+        self._sock.send(Batch.join(changes))
+
+    def remove(self) -> None:
+        """Takes the node out of the overlay: its links, with every route, neighbour and address on them."""
+        for name in (self._plan.device, self._plan.bridge):
+            try:
+                self._sock.send(messages.link_gone(name))
+            except OSError as error:
+                if not messages.is_absent(error):
+                    raise
+        if self._tunnel:
+            self._tunnel.stop()

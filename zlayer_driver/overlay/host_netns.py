@@ -1,0 +1,190 @@
+"""Attach kind ``host_netns``: a veth pair between the node's bridge and a container's network namespace. Runs in the overlay's thread.
+
+An attach is two sends: one message makes the pair with its peer already in the namespace, up and on the bridge; then one batch,
+on a socket of the namespace, sets loopback, addresses, link and routes. A detach takes the link out of traffic, and the links that were taken
+out are deleted together later: deleting one costs the kernel an RCU grace period, and so does deleting many. A lease is let go
+only after its link.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+from zlayer_driver.errors import NetworkError
+from zlayer_driver.host import netlink_messages as messages
+from zlayer_driver.host import netns
+from zlayer_driver.host.netlink import Batch, Socket, Template
+from zlayer_driver.overlay.fabric import Fabric
+from zlayer_driver.overlay.leases import Lease, Leases
+from zlayer_driver.overlay.plan import INTERFACE, Address, Plan, container_mac
+
+_OUT = 0x7A6C  # the link group of what was taken out of traffic
+_INT = struct.Struct("=i")
+# What stands for the values of one attach in the encoded messages.
+_BLANK_NAME = "zlblankname0000"  # 15 characters: the longest name of a link
+_BLANK_MAC = "02:fe:5a:4c:b1:a7"
+_BLANK_FD = 0x5A4CB1A1
+_BLANK_INDEX = 0x5A4CB1A2
+_BLANK_ADDRESSES = (ip_address("203.113.90.177"), ip_address("2001:db8:5a4c:b1a7:5a4c:b1a7:5a4c:b1a7"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A container in the overlay. ``link`` is the host's end, if there is one."""
+
+    owner: str
+    addresses: tuple[Address, ...]
+    link: str = ""
+    place: str = ""
+
+
+class HostNetns:
+    """Attaches namespaces by path. One owner, such as an allocation, has one attachment."""
+
+    def __init__(self, plan: Plan, fabric: Fabric, leases: Leases, sock: Socket) -> None:
+        self._plan = plan
+        self._fabric = fabric
+        self._leases = leases
+        self._sock = sock
+        self._pair = self._pair_template()
+        self._inside = self._inside_template()
+
+    def attach(self, owner: str, place: str) -> Attachment:
+        """Gives the namespace at ``place`` an interface, an address per family, and routes; again, it repairs what a crash left out.
+
+        On failure nothing of it is left.
+        """
+        lease = self._leases.take(owner, place)
+        try:
+            self._join(lease)
+        except BaseException:
+            self._take_out(self._leases.leave(owner) or lease)
+            self.reap()
+            raise
+        return self._attachment(lease)
+
+    def detach(self, owner: str) -> bool:
+        """Takes it out of traffic at once; whether there is now something to `reap`. Of an unknown owner, nothing."""
+        lease = self._leases.leave(owner)
+        return lease is not None and self._take_out(lease)
+
+    def describe(self, owner: str) -> Attachment | None:
+        lease = self._leases.find(owner)
+        return self._attachment(lease) if lease and not lease.leaving else None
+
+    def reap(self) -> None:
+        """Deletes what was taken out of traffic, and then frees its addresses."""
+        gone = self._leases.leaving()
+        with _absent_is_fine():
+            self._sock.send(messages.group_gone(_OUT))
+        for lease in gone:
+            self._leases.release(lease)
+
+    def sweep(self) -> None:
+        """Frees what an earlier process left: leases whose place is gone, links without a lease, and what it did not reap."""
+        held = {self._plan.link(lease.number) for lease in self._leases.all() if not lease.leaving and self._is_there(lease)}
+        for name in messages.links(self._sock):
+            if name.startswith(self._plan.prefix) and name not in held:
+                self._sock.send(messages.link_out(name, group=_OUT))
+        self.reap()
+
+    def _is_there(self, lease: Lease) -> bool:
+        """Whether the lease's namespace is; one without a place is let go by its owner only."""
+        if there := not lease.place or netns.is_alive(lease.place):
+            return there
+        self._leases.leave(lease.owner)
+        return False
+
+    def _attachment(self, lease: Lease) -> Attachment:
+        link = self._plan.link(lease.number) if lease.place else ""
+        return Attachment(lease.owner, self._plan.subnets.at(lease.number), link, lease.place)
+
+    def _join(self, lease: Lease) -> None:
+        mac = container_mac(self._plan.subnets.at(lease.number)[0])
+        with _open(lease.place) as fd:
+            self._make_pair(lease, mac, fd)
+        with netns.visit(lease.place), Socket() as inside:
+            inside.send(self._settings(lease, socket.if_nametoindex(INTERFACE)))
+
+    def _make_pair(self, lease: Lease, mac: str, fd: int) -> None:
+        name = self._plan.link(lease.number)
+        values = {"name": name.encode().ljust(len(_BLANK_NAME), b"\0"), "mac": bytes.fromhex(mac.replace(":", "")), "fd": _INT.pack(fd)}
+        try:
+            self._sock.send(self._pair.fill(values))
+        except FileExistsError:
+            if self._is_joined(name, lease.place, mac):
+                return
+            with _absent_is_fine():
+                self._sock.send(messages.link_gone(name))
+            self._sock.send(self._pair.fill(values))
+
+    def _is_joined(self, name: str, place: str, mac: str) -> bool:
+        """Whether the pair is there already, as it should be: of an attach that a crash cut short, or that is repeated."""
+        outer = messages.links(self._sock).get(name)
+        with netns.visit(place), Socket() as inside:
+            inner = messages.links(inside).get(INTERFACE)
+        if inner and inner.mac != mac:
+            raise NetworkError(f"the namespace {place} has an interface {INTERFACE} of somebody else's")
+        return bool(inner and outer and outer.up and outer.master == self._fabric.bridge and outer.peer == inner.index)
+
+    def _settings(self, lease: Lease, index: int) -> Batch:
+        addresses = self._plan.subnets.at(lease.number)
+        blanks = {f"v{address.version}": address.packed for address in addresses}
+        return self._inside.fill({"index": _INT.pack(index), **blanks})
+
+    def _take_out(self, lease: Lease) -> bool:
+        if not lease.place:
+            self._leases.release(lease)
+            return False
+        with _absent_is_fine():
+            self._sock.send(messages.link_out(self._plan.link(lease.number), group=_OUT))
+        return True
+
+    def _pair_template(self) -> Template:
+        batch = messages.veth(
+            _BLANK_NAME,
+            bridge=self._fabric.bridge,
+            mtu=self._fabric.mtu,
+            peer=INTERFACE,
+            peer_mac=_BLANK_MAC,
+            peer_netns_fd=_BLANK_FD,
+        )
+        mac = bytes.fromhex(_BLANK_MAC.replace(":", ""))
+        return Template(batch, {"name": _BLANK_NAME.encode(), "mac": mac, "fd": _INT.pack(_BLANK_FD)})
+
+    def _inside_template(self) -> Template:
+        blanks = {"index": _INT.pack(_BLANK_INDEX)}
+        settings = [messages.link_up(1)]
+        routes = []
+        for blank, own, subnet, network in zip(
+            _BLANK_ADDRESSES, self._plan.subnets.own(), self._plan.subnets.each(), self._plan.network.each(), strict=False
+        ):
+            blanks[f"v{blank.version}"] = blank.packed
+            settings.append(messages.address(_BLANK_INDEX, blank, subnet.prefixlen))
+            target = ip_network("0.0.0.0/0" if own.version == 4 else "::/0") if self._plan.default_route else network
+            routes.append(messages.route(target, link=_BLANK_INDEX, gateway=own))
+        return Template(Batch.join([*settings, messages.link_up(_BLANK_INDEX), *routes]), blanks)
+
+
+@contextmanager
+def _open(place: str) -> Iterator[int]:
+    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _absent_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not messages.is_absent(error):
+            raise

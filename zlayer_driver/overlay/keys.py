@@ -1,0 +1,75 @@
+"""WireGuard key pairs: made here, kept in files that only root reads, never logged."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zlayer_driver.errors import NetworkError
+
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """Curve25519 keys in base64, as WireGuard's tools write them."""
+
+    private: str = field(repr=False)
+    public: str
+
+
+def load(path: Path) -> KeyPair:
+    """The pair whose private key is in the file, which is made if it is not there."""
+    try:
+        private = path.read_text().strip()
+    except FileNotFoundError:
+        private = _make(path)
+    if path.stat().st_mode & 0o077:
+        raise NetworkError(f"others may read the key file {path}", hint="delete it, or set its mode to 0600")
+    return KeyPair(private, public_key(private))
+
+
+def _make(path: Path) -> str:
+    """Writes a new key beside the file and links it into place: the file is whole or absent, and the first of two writers wins."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(generate() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return path.read_text().strip()
+
+
+def generate() -> str:
+    """A new private key in base64."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415  # only WireGuard needs it
+
+    return base64.b64encode(X25519PrivateKey.generate().private_bytes_raw()).decode()
+
+
+def public_key(private: str) -> str:
+    """The public key of a private one, both in base64."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415  # only WireGuard needs it
+
+    return base64.b64encode(X25519PrivateKey.from_private_bytes(raw(private)).public_key().public_bytes_raw()).decode()
+
+
+def raw(key: str) -> bytes:
+    """The 32 bytes of a key in base64; the error does not show it."""
+    try:
+        found = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        found = b""
+    if len(found) != _KEY_BYTES:
+        raise NetworkError("a WireGuard key is not 32 bytes in base64")
+    return found

@@ -1,0 +1,118 @@
+"""Who has which address number of this node: a table on disk that a crash cannot tear, and in which no number is given twice.
+
+The table outlives the plugin, not the machine: after a reboot no container is left, and it begins empty. Commits are therefore written,
+not flushed to the platter (WAL with ``synchronous=NORMAL``): a killed process loses none.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlayer_driver.errors import NetworkError
+
+_BUSY_S = 5.0
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS lease (
+        owner TEXT PRIMARY KEY,
+        number INTEGER NOT NULL UNIQUE,
+        place TEXT NOT NULL,
+        leaving INTEGER NOT NULL DEFAULT 0
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS boot (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+# The first free number from ?1 on that is below ?2: ?1 itself, or one after a number in use.
+_FREE = """
+    SELECT min(candidate) FROM (SELECT ?1 AS candidate UNION ALL SELECT number + 1 FROM lease WHERE number >= ?1)
+    WHERE candidate < ?2 AND candidate NOT IN (SELECT number FROM lease)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """``place`` is where the address is: a namespace's path, or empty. A ``leaving`` one is let go once its link is."""
+
+    owner: str
+    number: int
+    place: str
+    leaving: bool = False
+
+
+class Leases:
+    """The table at ``path``, with the ``numbers`` that may be given. For one thread, the one that makes it."""
+
+    def __init__(self, path: Path, numbers: range) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._numbers = numbers
+        self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._forget_other_boots(_BOOT.read_text().strip())
+        self._next = max((lease.number + 1 for lease in self.all()), default=numbers.start)
+
+    def _forget_other_boots(self, boot: str) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            if not self._db.execute("SELECT 1 FROM boot WHERE id = ?", (boot,)).fetchone():
+                self._db.execute("DELETE FROM lease")
+                self._db.execute("DELETE FROM boot")
+                self._db.execute("INSERT INTO boot VALUES (?)", (boot,))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def take(self, owner: str, place: str, *, number: int | None = None) -> Lease:
+        """The owner's lease: the one it has, else a number that nobody has. Numbers go round, so that a freed one rests for a while.
+
+        `NetworkError` if all are given, or ``number`` is another's.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            if (held := self.find(owner)) and number in (None, held.number):
+                self._db.execute("UPDATE lease SET place = ?, leaving = 0 WHERE owner = ?", (place, owner))
+                return Lease(owner, held.number, place)
+            given = self._checked(owner, number) if number is not None else self._free()
+            self._db.execute("INSERT INTO lease (owner, number, place) VALUES (?, ?, ?)", (owner, given, place))
+            self._next = given + 1
+            return Lease(owner, given, place)
+
+    def _checked(self, owner: str, number: int) -> int:
+        holder = self._rows("WHERE owner = ? OR number = ?", owner, number)
+        if number not in self._numbers or holder:
+            reason = f"{holder[0].owner!r} has number {holder[0].number}" if holder else "it is not in the node's subnet"
+            raise NetworkError(f"cannot give address number {number} to {owner!r}: {reason}")
+        return number
+
+    def _free(self) -> int:
+        for first in (self._next, self._numbers.start):
+            (found,) = self._db.execute(_FREE, (first, self._numbers.stop)).fetchone()
+            if found is not None:
+                return int(found)
+        raise NetworkError(f"all {len(self._numbers)} addresses of this node are given", hint="give it a larger subnet", recoverable=True)
+
+    def leave(self, owner: str) -> Lease | None:
+        """Marks a lease as one to let go; ``None`` if there is none."""
+        self._db.execute("UPDATE lease SET leaving = 1 WHERE owner = ?", (owner,))
+        return self.find(owner)
+
+    def release(self, lease: Lease) -> None:
+        """Frees the number, unless the owner has taken it anew meanwhile."""
+        self._db.execute("DELETE FROM lease WHERE owner = ? AND number = ? AND leaving", (lease.owner, lease.number))
+
+    def find(self, owner: str) -> Lease | None:
+        return next(iter(self._rows("WHERE owner = ?", owner)), None)
+
+    def all(self) -> list[Lease]:
+        """In order of their numbers."""
+        return self._rows("ORDER BY number")
+
+    def leaving(self) -> list[Lease]:
+        return self._rows("WHERE leaving")
+
+    def _rows(self, condition: str, *values: object) -> list[Lease]:
+        with closing(self._db.execute(f"SELECT owner, number, place, leaving FROM lease {condition}", values)) as cursor:  # noqa: S608  # a literal of this file
+            return [Lease(owner, number, place, bool(leaving)) for owner, number, place, leaving in cursor]

@@ -1,0 +1,142 @@
+"""The overlay of one node: its fabric, its leases and the attach kinds, behind one thread that lives in the node's network namespace.
+
+Nothing of the machine is touched before `Overlay.open`. Every method raises `NetworkError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from zlayer_driver.config import Transport
+from zlayer_driver.errors import NetworkError
+from zlayer_driver.host import netns
+from zlayer_driver.host.netlink import Socket
+from zlayer_driver.overlay.fabric import Fabric
+from zlayer_driver.overlay.host_netns import Attachment, HostNetns
+from zlayer_driver.overlay.leases import Leases
+from zlayer_driver.overlay.plan import Peer, Plan
+from zlayer_driver.overlay.tunnel import WireGuard
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_REAP_AFTER_S = 0.5  # deletions gather for this long: they cost the kernel the same time together as one alone
+
+
+class Core:
+    """What the thread owns. Made, used and closed in it."""
+
+    def __init__(self, plan: Plan, state_dir: Path) -> None:
+        self.plan = plan
+        self.leases = Leases(state_dir / "leases.db", plan.subnets.numbers())
+        self.socket = Socket()
+        self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
+        self.fabric = Fabric(plan, self.socket, self.tunnel)
+        self.fabric.build()
+        self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
+        self.netns.sweep()
+        self.fabric.set_peers(plan.peers)
+
+    def close(self) -> None:
+        self.socket.close()
+        self.leases.close()
+
+
+class Overlay:
+    """``netns_path`` is the network namespace of the node, ``state_dir`` where leases and keys lie."""
+
+    def __init__(self, plan: Plan, state_dir: Path, *, netns_path: str = "/proc/self/ns/net") -> None:
+        self.plan = plan
+        self.state_dir = state_dir
+        self._netns_path = netns_path
+        self._worker: netns.Worker | None = None
+        self._core: Core | None = None
+        self._opening = asyncio.Lock()
+        self._reaping: asyncio.TimerHandle | None = None
+        self._reaps: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Makes the node's part of the overlay, or takes over an earlier process's. Repeated calls change nothing."""
+        async with self._opening:
+            if self._core is None:
+                worker = self._worker = self._worker or netns.Worker(self._netns_path)
+                self._core = await _told(worker.run(Core, self.plan, self.state_dir))
+
+    async def call(self, work: Callable[Concatenate[Core, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``work`` gives, in the overlay's thread; opens the overlay first."""
+        await self.open()
+        assert self._worker is not None and self._core is not None  # noqa: S101, PT018  # what `open` has just made
+        return await _told(self._worker.run(work, self._core, *args, **kwargs))
+
+    async def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Makes these the node's peers; packets to those that stay are not disturbed."""
+        await self.call(lambda core: core.fabric.set_peers(peers))
+
+    async def attach(self, owner: str, place: str) -> Attachment:
+        """Attaches the network namespace at ``place``; for an owner that is attached, repairs what is missing."""
+        return await self.call(lambda core: core.netns.attach(owner, place))
+
+    async def detach(self, owner: str) -> None:
+        """Takes the owner out of the overlay at once. Its link and lease go shortly after; unknown owners are fine."""
+        if await self.call(lambda core: core.netns.detach(owner)):
+            self.reap_soon()
+
+    async def describe(self, owner: str) -> Attachment | None:
+        return await self.call(lambda core: core.netns.describe(owner))
+
+    async def register(self, owner: str, address: str) -> Attachment:
+        """Attach kind ``host_ip``: the address belongs to an endpoint that exists already; it is held for its owner."""
+        number = int(ip_address(address)) - int(self.plan.subnets.v4.network_address)
+        lease = await self.call(lambda core: core.leases.take(owner, "", number=number))
+        return Attachment(owner, self.plan.subnets.at(lease.number))
+
+    async def lease(self, owner: str) -> Attachment:
+        """An address that somebody else brings up: a guest, or a proxy of this node."""
+        lease = await self.call(lambda core: core.leases.take(owner, ""))
+        return Attachment(owner, self.plan.subnets.at(lease.number))
+
+    def reap_soon(self) -> None:
+        """Deletes what is out of traffic, together with what else leaves until then."""
+        if self._reaping is None:
+            self._reaping = asyncio.get_running_loop().call_later(_REAP_AFTER_S, self._reap)
+
+    def _reap(self) -> None:
+        self._reaping = None
+        task = asyncio.ensure_future(self.call(lambda core: core.netns.reap()))
+        self._reaps.add(task)
+        task.add_done_callback(self._reaped)
+
+    def _reaped(self, task: asyncio.Task[None]) -> None:
+        self._reaps.discard(task)
+        if not task.cancelled() and (failure := task.exception()):
+            _log.warning("what left the overlay could not be removed, and is tried again at the next start: %s", failure)
+
+    async def close(self) -> None:
+        """Lets go of thread, socket and table; what is attached stays, and the next process reaps what is left to reap."""
+        if self._reaping:
+            self._reaping.cancel()
+            self._reap()
+        for task in tuple(self._reaps):
+            await asyncio.wait([task])
+        if self._worker:
+            if self._core:
+                await self._worker.run(self._core.close)
+            await asyncio.to_thread(self._worker.close)
+        self._worker = self._core = None
+
+
+async def _told(work: Awaitable[T]) -> T:
+    """What the system refused, in the house's words."""
+    try:
+        return await work
+    except OSError as error:
+        raise NetworkError(f"the overlay cannot {error.filename or 'go on'}: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise NetworkError(f"the overlay's leases cannot be read or written: {error}") from error

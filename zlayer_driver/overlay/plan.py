@@ -1,0 +1,152 @@
+"""What a node is in the overlay: frozen values, computed from the config and the peers, that the host then makes true.
+
+The overlay is routed. Each node has a subnet per family; its first host address is the node's own, on a bridge, and containers get the
+others. A peer's subnet is a route through the transport device: a node needs one entry per peer, whatever runs there, and no broadcast
+ever leaves a node.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Self
+
+from zlayer_driver.config import OverlayBlock, Transport
+from zlayer_driver.errors import NetworkError
+
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
+
+INTERFACE = "overlay0"  # in a container; under Nomad's bridge networks eth0 is CNI's
+_OWN, _FIRST = 1, 2  # numbers within a subnet: the node's own address, and the first that a container may get
+_MOST = 1 << 16
+_LEAST_MTU = 1280  # what IPv6 needs
+
+
+PORTS = {Transport.VXLAN: 4789, Transport.WIREGUARD: 51820}
+_OVERHEAD_BYTES = {
+    (Transport.VXLAN, 4): 50,
+    (Transport.VXLAN, 6): 70,
+    (Transport.WIREGUARD, 4): 60,
+    (Transport.WIREGUARD, 6): 80,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """A node's share of the overlay, or all of it: an IPv4 subnet, and an IPv6 one where the overlay has both."""
+
+    v4: IPv4Network
+    v6: IPv6Network | None = None
+
+    @classmethod
+    def of(cls, v4: str, v6: str | None) -> Self:
+        return cls(IPv4Network(v4), IPv6Network(v6) if v6 else None)
+
+    def each(self) -> tuple[Subnet, ...]:
+        return (self.v4, self.v6) if self.v6 else (self.v4,)
+
+    def own(self) -> tuple[Address, ...]:
+        """The node's own addresses: gateways of its containers."""
+        return self.at(_OWN)
+
+    def at(self, number: int) -> tuple[Address, ...]:
+        """The addresses with this number, IPv4 first."""
+        return tuple(subnet[number] for subnet in self.each())
+
+    def numbers(self) -> range:
+        """What containers may get: neither the network's own address nor, in IPv4, the broadcast address."""
+        return range(_FIRST, min(self.v4.num_addresses - 1, _MOST))
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node. ``public_key`` is base64, empty under VXLAN."""
+
+    name: str
+    endpoint: Address
+    port: int
+    subnets: Subnets
+    public_key: str = ""
+
+    @property
+    def mac(self) -> str:
+        return transport_mac(self.subnets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """This node. ``mtu`` 0 is computed from the underlay; ``endpoint`` is the address at which peers reach the node."""
+
+    name: str
+    network: Subnets
+    subnets: Subnets
+    endpoint: Address
+    transport: Transport
+    port: int
+    vni: int
+    bridge: str
+    mtu: int = 0
+    default_route: bool = False
+    peers: tuple[Peer, ...] = ()
+
+    @classmethod
+    def of(cls, block: OverlayBlock) -> Self:
+        """The plan that the operator's block describes."""
+        port = PORTS[block.transport]
+        return cls(
+            name=block.name or os.uname().nodename,
+            network=Subnets.of(block.network, block.network6),
+            subnets=Subnets.of(block.subnet, block.subnet6),
+            endpoint=ip_address(block.endpoint),
+            transport=block.transport,
+            port=block.port or port,
+            vni=block.vni,
+            bridge=block.bridge,
+            mtu=block.mtu,
+            default_route=block.default_route,
+            peers=tuple(
+                Peer(peer.name, ip_address(peer.endpoint), peer.port or port, Subnets.of(peer.subnet, peer.subnet6), peer.public_key)
+                for peer in block.peer
+            ),
+        )
+
+    @property
+    def device(self) -> str:
+        """The transport's link."""
+        return f"{self.bridge}-{'vx' if self.transport is Transport.VXLAN else 'wg'}"
+
+    def link(self, number: int) -> str:
+        """The host end of the pair of the container with this number."""
+        return f"{self.prefix}{number:x}"
+
+    @property
+    def prefix(self) -> str:
+        """How the names of all host ends begin, and of nothing else."""
+        return f"{self.bridge}."
+
+    def inner_mtu(self, underlay_mtu: int) -> int:
+        """The largest packet that fits the underlay once it is wrapped."""
+        mtu = self.mtu or underlay_mtu - _OVERHEAD_BYTES[self.transport, self.endpoint.version]
+        if mtu < _LEAST_MTU:
+            raise NetworkError(f"an MTU of {mtu} bytes is too small for the overlay", hint=f"it needs {_LEAST_MTU}; raise the underlay's")
+        return mtu
+
+
+def container_mac(address: Address) -> str:
+    """A locally administered MAC that follows from the container's IPv4 address."""
+    return _mac(0x7A, address)
+
+
+def bridge_mac(subnets: Subnets) -> str:
+    return _mac(0x7C, subnets.own()[0])
+
+
+def transport_mac(subnets: Subnets) -> str:
+    """The MAC of a node's VXLAN device, which every peer can compute."""
+    return _mac(0x7B, subnets.own()[0])
+
+
+def _mac(kind: int, address: Address) -> str:
+    return ":".join(f"{byte:02x}" for byte in (0x02, kind, *address.packed))
