@@ -137,6 +137,24 @@ async def test_nothing_is_collected_while_held(store: ImageStore, tmp_path: Path
     assert not pulled.layers[0].exists()
 
 
+async def test_prune_says_what_it_removed_and_leaves_the_young(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, [member("big", b"x" * (1 << 20))])
+    assert 1 << 20 <= await store.usage_bytes() < 2 << 20
+    pulled.layers[0].rename(tmp_path / "images/l/orphan")
+    assert (await store.prune(min_age_s=3600)).deleted == ()
+    pruned = await store.prune()
+    assert pruned.deleted == ("orphan",)
+    assert 1 << 20 <= pruned.reclaimed_bytes < 2 << 20
+
+
+async def test_an_image_may_have_two_names(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, LOWER)
+    tagged = await store.tag("localhost/app", "example.com/other:2")
+    assert (tagged.reference, tagged.digest, tagged.layers) == ("example.com/other:2", pulled.digest, pulled.layers)
+    await store.remove("localhost/app")
+    assert store.get("example.com/other:2") == tagged
+
+
 async def test_two_stores_on_one_directory(store: ImageStore, tmp_path: Path) -> None:
     other = ImageStore(tmp_path / "images")
     try:

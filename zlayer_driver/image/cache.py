@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
 """
 _PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
+_COPY = "INSERT OR REPLACE INTO blobs SELECT ?, data, size_bytes, created_at, last_accessed FROM blobs WHERE digest = ?"
 _BUSY_TIMEOUT_S = 30.0
 MANIFEST = "manifest:"
 MANIFEST_DIGEST = "manifest:digest-"
@@ -58,6 +59,12 @@ class ImageCache:
         rows = {f"{MANIFEST}{reference}": manifest[1], f"{MANIFEST_DIGEST}{reference}": manifest[0].encode(), config[0]: config[1]}
         with self._transaction(write=True) as db:
             db.executemany(_PUT, [(key, data, len(data), now, now) for key, data in rows.items()])
+
+    def copy_image(self, source: str, target: str) -> None:
+        """Gives the manifest of one reference to another."""
+        keys = [(f"{prefix}{target}", f"{prefix}{source}") for prefix in (MANIFEST, MANIFEST_DIGEST)]
+        with self._transaction(write=True) as db:
+            db.executemany(_COPY, keys)
 
     def remove_image(self, reference: str, blobs: Iterable[str]) -> None:
         """Also ``blobs``, digests that no other image needs."""

@@ -18,12 +18,14 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from zlayer_driver.image.merged import OPAQUE, Parts, is_directory, is_opaque, link_at, shown_at
 from zlayer_driver.image.unpack import Unpacked
+from zlayer_driver.readings import Pruned
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _ID_CHARS = 26  # base32 characters: 130 bits, and short enough for hundreds of layers in one mount's options
@@ -126,25 +128,29 @@ class LayerStore:
         with self._locked(fcntl.LOCK_SH):
             yield
 
-    def collect(self, needed: Callable[[], Collection[Path]]) -> int:
-        """Removes layers that no image needs and no mount uses, and what dead makers left; the count of removed layers.
+    def collect(self, needed: Callable[[], Collection[Path]], *, min_age_s: float = 0.0) -> Pruned:
+        """Removes layers that no image needs and no mount uses, if they are old enough, and what dead makers left.
 
-        Does nothing while a pull or `hold` is under way, here or in another process.
+        Removes no layer while a pull or `hold` is under way, here or in another process.
         """
         self.sweep()
         with ExitStack() as graves:  # emptied after the lock is free: a half-removed layer must not be found by its name
             try:
                 with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    gone = self._unneeded(needed())
-                    for path in gone:
-                        path.rename(graves.enter_context(self.making()))
+                    gone = self._unneeded(needed(), time.time() - min_age_s)
+                    buried = [path.rename(graves.enter_context(self.making())) for path in gone]
             except BlockingIOError:
-                return 0
-        return len(gone)
+                return Pruned()
+            reclaimed = sum(usage_bytes(grave) for grave in buried)
+        return Pruned(tuple(path.name for path in gone), reclaimed)
 
-    def _unneeded(self, needed: Collection[Path]) -> list[Path]:
+    def usage_bytes(self) -> int:
+        return usage_bytes(self._made)
+
+    def _unneeded(self, needed: Collection[Path], made_before: float) -> list[Path]:
         mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
-        return [path for path in self._made.iterdir() if path not in needed and path.name not in mounts]
+        candidates = [path for path in self._made.iterdir() if path not in needed and path.name not in mounts]
+        return [path for path in candidates if path.stat().st_ctime <= made_before]
 
     def sweep(self) -> None:
         """Removes half-made layers whose makers are dead."""
@@ -169,6 +175,16 @@ class LayerStore:
             yield
         finally:
             os.close(fd)
+
+
+def usage_bytes(directory: Path) -> int:
+    """Disk space of a tree; files with several names count once."""
+    seen: dict[tuple[int, int], int] = {}
+    for root, names, files in os.walk(directory):
+        for name in (*names, *files):
+            info = os.lstat(f"{root}/{name}")
+            seen[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(seen.values())
 
 
 def _has_plain_root(below: Sequence[Path]) -> bool:

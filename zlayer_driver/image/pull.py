@@ -15,7 +15,7 @@ from zlayer_driver.errors import WrongPlatform
 from zlayer_driver.image.cache import ImageCache
 from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import COMPRESSION, choose, parse_config, parse_manifest
-from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
+from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, until_done, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
 from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest, Source
 from zlayer_driver.model import PullProgress, Report
@@ -176,8 +176,10 @@ class Puller:
             try:
                 unpacked = await asyncio.shield(work)
             finally:
-                await bridge.close()
-                await asyncio.gather(work, return_exceptions=True)
+                try:
+                    await bridge.close()
+                finally:
+                    await until_done(work)
         job.report(PullProgress(job.reference, "unpack", job.blob.digest, job.blob.size, job.blob.size))
         return directory, unpacked
 

@@ -22,13 +22,15 @@ from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
 from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
-from zlayer_driver.image.stream import digest_of
+from zlayer_driver.image.stream import digest_of, until_done
 from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
+from zlayer_driver.readings import Pruned
 
 __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 
+_LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
 P = ParamSpec("P")
 T = TypeVar("T")
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
@@ -138,10 +140,23 @@ class ImageStore:
         await asyncio.to_thread(self._remove, reference)
         await self.prune()
 
-    async def prune(self) -> int:
-        """Deletes layers that no image needs, unless they are mounted or a pull is under way; how many it deleted."""
+    async def prune(self, *, min_age_s: float = 0.0) -> Pruned:
+        """Deletes layers of at least that age that no image needs, unless they are mounted or a pull is under way."""
         self._open()
-        return await asyncio.to_thread(self._layers.collect, self._needed)
+        return await asyncio.to_thread(self._layers.collect, self._needed, min_age_s=min_age_s)
+
+    async def tag(self, source: str, target: str) -> Image:
+        """Gives an image a further reference."""
+        image = self.get(source)
+        reference = fastpath.canonical(target)
+        fastpath.parse(reference)
+        await asyncio.to_thread(self._cache.copy_image, image.reference, reference)
+        return self.get(reference)
+
+    async def usage_bytes(self) -> int:
+        """Disk space of all layers, shared ones counted once."""
+        self._open()
+        return await asyncio.to_thread(self._layers.usage_bytes)
 
     async def close(self) -> None:
         """Ends pulls that are under way."""
@@ -159,11 +174,10 @@ class ImageStore:
             self._opened = True
 
     async def _sweep(self) -> None:
-        """Once per store: removes half-made layers of processes that died."""
-        self._open()
+        """Once per store: removes what processes left that died, but not at once what a pull that is tried again can use."""
         if not self._swept:
             self._swept = True
-            await asyncio.to_thread(self._layers.sweep)
+            await self.prune(min_age_s=_LEFTOVER_AGE_S)
 
     def _images(self) -> Iterator[Image]:
         self._open()
@@ -229,7 +243,7 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     try:
         return await asyncio.shield(work)
     finally:
-        await asyncio.wait([work])
+        await until_done(work)
 
 
 @contextmanager

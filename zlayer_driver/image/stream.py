@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
@@ -192,7 +193,7 @@ class Bridge:
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[bytes | None] | None = None
         self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -205,7 +206,7 @@ class Bridge:
         self._closed = True
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await until_done(self._task)
 
     def _ask(self) -> Future[bytes | None]:
         coming: Future[bytes | None] = Future()
@@ -216,13 +217,32 @@ class Bridge:
         if self._closed:
             coming.set_exception(Stopped())
         else:
-            self._task = self._loop.create_task(self._next(coming))
+            self._task = self._loop.create_task(self._next())
+            # Not in the task's own code: a task that is cancelled before its first step never runs any.
+            self._task.add_done_callback(partial(_deliver, coming))
 
-    async def _next(self, coming: Future[bytes | None]) -> None:
+    async def _next(self) -> bytes | None:
+        return await anext(self._pieces, None)
+
+
+def _deliver(coming: Future[bytes | None], task: asyncio.Task[bytes | None]) -> None:
+    if task.cancelled():
+        coming.set_exception(Stopped())
+    elif (error := task.exception()) is not None:
+        coming.set_exception(error)
+    else:
+        coming.set_result(task.result())
+
+
+async def until_done(work: asyncio.Future[Any]) -> None:
+    """Waits for the end of what cannot be cut short, also when cancelled; the cancellation is raised after it."""
+    cancelled = False
+    while not work.done():
         try:
-            coming.set_result(await anext(self._pieces, None))
+            await asyncio.wait([work])
         except asyncio.CancelledError:
-            coming.set_exception(Stopped())
-            raise
-        except Exception as error:  # noqa: BLE001 # raised again in the reading thread
-            coming.set_exception(error)
+            cancelled = True
+    if not work.cancelled():
+        work.exception()  # looked at, so that nobody is told of it again
+    if cancelled:
+        raise asyncio.CancelledError
