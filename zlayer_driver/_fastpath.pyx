@@ -23,7 +23,8 @@ from zlayer_driver._native.json cimport (
     Answers, Schema, read_document, text_is, unescape,
 )
 from zlayer_driver._native.place cimport (
-    AT_END, MAX_COUNTS, NO_MEMORY, Ending, Memo, Pass, append, count_lines, forget, keep, tell_known,
+    AT_END, MAX_COUNTS, MISSED, NO_MEMORY, Ending, Kept, Memo, Pass,
+    append, count_lines, forget, keep, make_kept, prepare, tell, tell_known,
 )
 from zlayer_driver._native.reference cimport (
     FAULT_ALGORITHM, FAULT_FORM, FAULT_LENGTH, FAULT_NONE,
@@ -633,60 +634,67 @@ def image_facts(str ref not None, caches):
     return ImageFacts(os_, marker, isolation)
 
 
+@final
 cdef class JobLines:
-    """Answers chunks of job lines. ``ask(line, number, plain)`` tells what is not known yet; one thread at a time.
+    """Answers chunks of job lines; threads may share it. ``ask(line, number, plain)`` tells what is not known yet.
 
-    It returns the answer's bytes, the counter to add to, and, for a plain line whose like may be answered alike, the answer with a byte 1
-    where the id stands and a byte 2 where the line's number does, else ``None``.
+    It returns the answer's bytes, the counter to add to, and whether these bytes are a model: all plain lines with other ids and numbers,
+    and else the same texts that decide, have this answer, with the id where it has a byte 1 and the line's number where it has a byte 2.
     """
 
     cdef Memo _memo
+    cdef long long _counts[MAX_COUNTS]
     cdef object _ask
-    cdef bint _busy
 
-    def __init__(self, ask):
+    def __cinit__(self, ask):
         self._ask = ask
+        if not prepare(&self._memo):
+            raise MemoryError
 
     def __dealloc__(self):
         forget(&self._memo)
 
     @property
     def counts(self) -> list:
-        return [self._memo.counts[i] for i in range(MAX_COUNTS)]
+        return [self._counts[i] for i in range(MAX_COUNTS)]
 
     def answer(self, bytes chunk not None, long long first) -> bytes:
         """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
         cdef Pass lines
         cdef Ending ending
-        if self._busy:
-            raise RuntimeError("another thread is at it")
         memset(&lines, 0, sizeof(Pass))
         lines.at = PyBytes_AS_STRING(chunk)
         lines.end = lines.at + len(chunk)
         lines.line = first - 1
-        self._busy = True
         try:
             while True:
                 with nogil:
                     ending = tell_known(&self._memo, &lines)
-                if ending == AT_END:
-                    return lines.out[:lines.size]
-                if ending == NO_MEMORY or not self._learn(&lines):
+                if ending == NO_MEMORY or (ending == MISSED and not self._learn(&lines)):
                     raise MemoryError
+                if ending == AT_END:
+                    for i in range(MAX_COUNTS):
+                        self._counts[i] += lines.counts[i]
+                    return lines.out[:lines.size]
         finally:
-            self._busy = False
             free(lines.out)
 
     cdef bint _learn(self, Pass* lines) except -1:
-        cdef bytes answer, model
+        cdef bytes text
         cdef int counter
-        answer, counter, model = self._ask(lines.missed.at[:lines.missed.size], lines.line, lines.key_size > 0)
+        cdef Kept* kept
+        cdef bint told
+        text, counter, is_model = self._ask(lines.missed.at[:lines.missed.size], lines.line, lines.key_size > 0)
         if not 0 <= counter < MAX_COUNTS:
             raise IndexError(counter)
-        self._memo.counts[counter] += 1
-        if not append(lines, slice_of(answer)):
-            return False
-        return model is None or keep(&self._memo, Slice(&lines.key[0], lines.key_size), slice_of(model), counter)
+        if not is_model:
+            lines.counts[counter] += 1
+            return append(lines, slice_of(text))
+        kept = make_kept(Slice(&lines.key[0], lines.key_size), slice_of(text), counter)
+        told = kept != NULL and tell(lines, kept)
+        if kept != NULL and not keep(&self._memo, kept):
+            free(kept)
+        return told
 
 
 def line_count(bytes chunk not None) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 MAX_COUNTS = 64
-Ask = Callable[[bytes, int, bool], tuple[bytes, int, bytes | None]]
+Ask = Callable[[bytes, int, bool], tuple[bytes, int, bool]]
 
 
 class JobLines:
-    """Answers chunks of job lines. ``ask(line, number, plain)`` tells what is not known yet; one thread at a time.
+    """Answers chunks of job lines; threads may share it. ``ask(line, number, plain)`` tells what is not known yet.
 
-    It returns the answer's bytes, the counter to add to, and, for a plain line whose like may be answered alike, the answer with a byte 1
-    where the id stands and a byte 2 where the line's number does, else ``None``.
+    It returns the answer's bytes, the counter to add to, and whether these bytes are a model: all plain lines with other ids and numbers,
+    and else the same texts that decide, have this answer, with the id where it has a byte 1 and the line's number where it has a byte 2.
     """
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._counts = [0] * MAX_COUNTS
+        self._lock = threading.Lock()
 
     @property
     def counts(self) -> list[int]:
@@ -25,11 +27,14 @@ class JobLines:
 
     def answer(self, chunk: bytes, first: int) -> bytes:
         """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
-        answers = []
+        answers, counters = [], []
         for number, line in enumerate(chunk.removesuffix(b"\n").split(b"\n") if chunk else (), first):
             answer, counter, _ = self._ask(line, number, False)
-            self._counts[counter] += 1
             answers.append(answer)
+            counters.append(counter)
+        with self._lock:
+            for counter in counters:
+                self._counts[counter] += 1
         return b"".join(answers)
 
 

@@ -64,7 +64,7 @@ def test_place_for_another_node(runner: CliRunner, tmp_path: Path) -> None:
     _, out, _ = _invoke(runner, tmp_path, *argv, stdin='{"id": "a", "image": "alpine"}')
     assert json.loads(out)["target"] == "vz_linux"
     code, _, err = _invoke(runner, tmp_path, "place", "--node", "native_os=plan9", "-", stdin="")
-    assert code == 1
+    assert code == 2
     assert "'native_os=plan9' is unknown" in err
 
 

@@ -15,7 +15,8 @@ from zlayer_driver.choice import NodeShape, Request, choose
 from zlayer_driver.errors import DriverError
 from zlayer_driver.fastpath import canonical
 from zlayer_driver.model import OS, ImageFacts, Isolation, Platform, Target
-from zlayer_driver.nomad.placement import MAX_LINE_BYTES, answers
+from zlayer_driver.nomad.batch import answers, chunks
+from zlayer_driver.nomad.placement import MAX_LINE_BYTES, Decider
 
 LINUX = NodeShape(OS.LINUX, frozenset({Target.PRIMARY}))
 MAC = NodeShape(OS.DARWIN, frozenset(Target))
@@ -27,7 +28,7 @@ def _nothing_known(_image: str) -> ImageFacts:
 
 def _place(*lines: Any, shape: NodeShape = LINUX, facts: ImageFacts | None = None) -> list[dict[str, Any]]:
     raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-    return list(answers(io.BytesIO(raw), shape, lambda _image: facts or ImageFacts()))
+    return list(answers(io.BytesIO(raw), Decider(shape, lambda _image: facts or ImageFacts())))
 
 
 def test_decisions_come_in_order_with_their_rule() -> None:
@@ -58,6 +59,10 @@ def test_what_this_node_cannot_run_names_what_is_missing() -> None:
         (b'{"id": "a", "image": "x", "labels": {"k": "1", "k": "2"}}', "'k' is there twice"),
         (b'{"id": "a", "image": "x", "n": NaN}', "NaN is no JSON number"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"id": "a", "image": "x", "labels": ' + b'{"a":' * 450 + b"1" + b"}" * 450 + b"}", "labels"),
+        (b'{"id": "a", "image": "x", "n": 1' + b"0" * 5000 + b"}", "Exceeds the limit"),
+        (b'\xef\xbb\xbf{"id": "a", "image": "x"}', "no JSON"),
+        (b'{"id": "a", "image": "x", "labels": {"k": "' + b"v" * 100_000 + b'", "n": []}}', "labels"),
         (b"[1]", "no JSON object"),
         (b'{"image": "x"}', "id: is required"),
         (b'{"id": "a", "image": ""}', "image"),
@@ -72,21 +77,38 @@ def test_a_bad_line_is_one_error_with_its_number_and_stops_nothing(line: bytes, 
     assert bad["line"] == 2
     assert told in bad["error"]["message"]
     assert "\n" not in bad["error"]["message"]
+    assert bad["error"]["kind"] == "InvalidSpec"
+    assert len(bad["error"]["message"]) <= 2000
 
 
 def test_blank_lines_are_no_jobs() -> None:
     assert [answer["id"] for answer in _place(b"", {"id": "a", "image": "x"}, b"  ")] == ["a"]
 
 
+def test_keys_of_the_jobs_own_pass_however_deep() -> None:
+    (answer,) = _place(b'{"id": "a", "image": "x", "extra": ' + b'{"a":' * 450 + b"1" + b"}" * 450 + b"}")
+    assert answer["target"] == "primary"
+
+
+def test_a_line_that_never_ends_is_cut_and_the_next_one_counts_on() -> None:
+    long = b"x" * (3 * MAX_LINE_BYTES)
+    file = io.BytesIO(b'{"id": "1", "image": "x"}\n' + long + b'\n{"id": "3", "image": "x"}')
+    assert max(len(chunk) for chunk, _ in chunks(file)) < 3 * MAX_LINE_BYTES
+    file.seek(0)
+    first, bad, last = answers(file, Decider(LINUX, _nothing_known))
+    assert (first["id"], bad["line"], last["id"]) == ("1", 2, "3")
+    assert "longer than" in bad["error"]["message"]
+
+
 def test_memory_does_not_grow_with_the_number_of_jobs() -> None:
     class Endless(io.RawIOBase):
-        left = 20_000
+        left = 20
 
-        def readline(self, _size: int | None = -1, /) -> bytes:
+        def read1(self, _size: int = -1, /) -> bytes:
             self.left -= 1
-            return b'{"id": "job", "image": "alpine"}\n' if self.left >= 0 else b""
+            return b'{"id": "job", "image": "alpine"}\n{"id": "j\xc3\xb6b", "image": "b"}\n' * 500 if self.left >= 0 else b""
 
-    stream = answers(Endless(), LINUX, _nothing_known)  # type: ignore[arg-type]  # only readline is asked of it
+    stream = answers(Endless(), Decider(LINUX, _nothing_known))  # type: ignore[arg-type]  # only read1 is asked of it
     for _ in range(1000):
         next(stream)
     tracemalloc.start()

@@ -1,8 +1,11 @@
 """Lines of jobs read in place, and answers to what was asked before, without an object per line.
 
-A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label and
-operating system are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but for
-the id and the line's number. So the first is asked about, and what is told is kept as text with two holes.
+A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label
+and operating system are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but
+for the id and the line's number. So the first is asked about, and what is told is kept as text with two holes.
+
+Threads share a memo: what it keeps is complete before it can be found, never changes and never goes. It is filled under the interpreter
+lock and read without.
 """
 
 from libc.stdint cimport uint64_t
@@ -20,18 +23,24 @@ cdef extern from *:
     static inline int is_printable(unsigned char byte) {
         return byte >= 0x20 && byte < 0x7F && byte != '"' && byte != '\\\\';
     }
+    /* The one word that a thread writes while others read it. */
+    static inline void *published(void **slot) { return __atomic_load_n(slot, __ATOMIC_ACQUIRE); }
+    static inline void publish(void **slot, void *made) { __atomic_store_n(slot, made, __ATOMIC_RELEASE); }
     """
     bint is_printable(unsigned char byte) nogil
+    void* published(void** slot) nogil
+    void publish(void** slot, void* made) nogil
 
 
 cdef enum:
+    MAX_ID_BYTES = 512  # a longer one is refused
     MAX_KEYS = 32  # of one object
     MAX_NESTING = 32
     MAX_KEY_BYTES = 2048  # of what decides
     MAX_PIECES = 12
     MAX_COUNTS = 64
     SLOTS = 1 << 16
-    MAX_KEPT = 1 << 15
+    MAX_KEPT = 3 << 14
     MAX_KEPT_BYTES = 16 << 20
     MAX_PROBES = 16
     ID_HOLE = 1
@@ -68,10 +77,9 @@ cdef struct Kept:
 
 
 cdef struct Memo:
-    Kept** slots
+    void** slots
     int kept
     Py_ssize_t kept_bytes
-    long long counts[MAX_COUNTS]
 
 
 cdef struct Pass:  # one way through a chunk of lines; `key` and `job` are those of the line that ended it, empty if that is not plain
@@ -85,6 +93,7 @@ cdef struct Pass:  # one way through a chunk of lines; `key` and `job` are those
     char* out
     Py_ssize_t size
     Py_ssize_t room
+    long long counts[MAX_COUNTS]
 
 
 cdef enum Ending:
@@ -217,7 +226,7 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
     memset(job, 0, sizeof(Job))
     skip_space(&r)
     return (
-        read_members(&r, job, IN_JOB) and r.at == r.end and job.id.size > 0 and job.image.size > 0
+        read_members(&r, job, IN_JOB) and r.at == r.end and 0 < job.id.size <= MAX_ID_BYTES and job.image.size > 0
         and memchr(job.id.at, c"'", <size_t>job.id.size) == NULL
     )
 
@@ -256,15 +265,19 @@ cdef inline Kept* recall(const Memo* memo, const char* key, Py_ssize_t size) noe
     cdef uint64_t wanted = hash_of(key, size)
     cdef Kept* kept
     cdef int i
-    if memo.slots == NULL:
-        return NULL
     for i in range(MAX_PROBES):
-        kept = memo.slots[(wanted + <uint64_t>i) % SLOTS]
+        kept = <Kept*>published(&memo.slots[(wanted + <uint64_t>i) % SLOTS])
         if kept == NULL:
             return NULL
         if kept.hash == wanted and kept.key.size == size and memcmp(kept.key.at, key, <size_t>size) == 0:
             return kept
     return NULL
+
+
+cdef inline bint prepare(Memo* memo) noexcept nogil:
+    memset(memo, 0, sizeof(Memo))
+    memo.slots = <void**>calloc(SLOTS, sizeof(void*))
+    return memo.slots != NULL
 
 
 cdef inline void forget(Memo* memo) noexcept nogil:
@@ -273,55 +286,51 @@ cdef inline void forget(Memo* memo) noexcept nogil:
         for i in range(SLOTS):
             free(memo.slots[i])
         free(memo.slots)
-        memo.slots = NULL
-    memo.kept = 0
-    memo.kept_bytes = 0
 
 
-cdef inline bint cut_pieces(Kept* kept, Slice text) noexcept nogil:
-    """Cuts ``text`` at its holes; false if it has too many."""
+cdef inline void cut_pieces(Kept* kept, Slice text) noexcept nogil:
+    """Cuts ``text`` at its holes, of which there are less than `MAX_PIECES`."""
     cdef const char* end = text.at + text.size
     cdef const char* at = text.at
     cdef const char* start = text.at
     kept.pieces = 0
-    while at <= end:
+    while at <= end and kept.pieces < MAX_PIECES:
         if at == end or at[0] == ID_HOLE or at[0] == LINE_HOLE:
-            if kept.pieces == MAX_PIECES:
-                return False
             kept.piece[kept.pieces] = Piece(cut(start, at), 0 if at == end else at[0])
             kept.pieces += 1
             start = at + 1
         at += 1
-    return True
 
 
-cdef inline bint keep(Memo* memo, Slice key, Slice text, int count) noexcept nogil:
-    """Remembers ``text`` as the answer to ``key``; false only without memory. A memo that is full begins anew."""
-    cdef Py_ssize_t size = <Py_ssize_t>sizeof(Kept) + key.size + text.size
-    cdef Kept* kept
+cdef inline Kept* make_kept(Slice key, Slice text, int count) noexcept nogil:
+    """An answer with holes, and what it answers; NULL without memory."""
+    cdef Kept* kept = <Kept*>malloc(sizeof(Kept) + <size_t>(key.size + text.size))
+    if kept != NULL:
+        kept.hash = hash_of(key.at, key.size)
+        kept.count = count
+        kept.key = Slice(&kept.memory[0], key.size)
+        put(put(&kept.memory[0], key), text)
+        cut_pieces(kept, Slice(kept.key.at + key.size, text.size))
+    return kept
+
+
+cdef inline bint keep(Memo* memo, Kept* kept) noexcept:
+    """Takes ``kept`` over, if there is room and it is not there yet."""
+    cdef Py_ssize_t size = <Py_ssize_t>sizeof(Kept) + kept.key.size
     cdef int i
+    for i in range(kept.pieces):
+        size += kept.piece[i].text.size + 1
     if memo.kept == MAX_KEPT or memo.kept_bytes + size > MAX_KEPT_BYTES:
-        forget(memo)
-    if memo.slots == NULL:
-        memo.slots = <Kept**>calloc(SLOTS, sizeof(Kept*))
-        if memo.slots == NULL:
-            return False
-    kept = <Kept*>malloc(<size_t>size)
-    if kept == NULL:
         return False
-    kept.hash = hash_of(key.at, key.size)
-    kept.count = count
-    kept.key = Slice(&kept.memory[0], key.size)
-    put(put(&kept.memory[0], key), text)
-    if cut_pieces(kept, Slice(kept.key.at + key.size, text.size)):
-        for i in range(MAX_PROBES):
-            if memo.slots[(kept.hash + <uint64_t>i) % SLOTS] == NULL:
-                memo.slots[(kept.hash + <uint64_t>i) % SLOTS] = kept
-                memo.kept += 1
-                memo.kept_bytes += size
-                return True
-    free(kept)
-    return True
+    if recall(memo, kept.key.at, kept.key.size) != NULL:
+        return False
+    for i in range(MAX_PROBES):
+        if memo.slots[(kept.hash + <uint64_t>i) % SLOTS] == NULL:
+            publish(&memo.slots[(kept.hash + <uint64_t>i) % SLOTS], kept)
+            memo.kept += 1
+            memo.kept_bytes += size
+            return True
+    return False
 
 
 cdef inline bint ensure(Pass* lines, Py_ssize_t size) noexcept nogil:
@@ -348,22 +357,24 @@ cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
     return True
 
 
-cdef inline bint tell(Pass* lines, const Kept* kept, Slice id) noexcept nogil:
+cdef inline bint tell(Pass* lines, const Kept* kept) noexcept nogil:
+    """Answers the line that ``lines`` stands at."""
     cdef char number[24]
     cdef int i, digits
     for i in range(kept.pieces):
         if not append(lines, kept.piece[i].text):
             return False
-        if kept.piece[i].hole == ID_HOLE and not append(lines, id):
+        if kept.piece[i].hole == ID_HOLE and not append(lines, lines.job.id):
             return False
         if kept.piece[i].hole == LINE_HOLE:
             digits = snprintf(number, sizeof(number), "%lld", lines.line)
             if not append(lines, Slice(&number[0], digits)):
                 return False
+    lines.counts[kept.count] += 1
     return True
 
 
-cdef inline Ending tell_known(Memo* memo, Pass* lines) noexcept nogil:
+cdef inline Ending tell_known(const Memo* memo, Pass* lines) noexcept nogil:
     """Answers lines until one must be asked about; ``lines.line`` is then that line's number."""
     cdef const char* end
     cdef Kept* kept
@@ -377,9 +388,8 @@ cdef inline Ending tell_known(Memo* memo, Pass* lines) noexcept nogil:
         kept = recall(memo, lines.key, lines.key_size) if lines.key_size > 0 else NULL
         if kept == NULL:
             return MISSED
-        if not tell(lines, kept, lines.job.id):
+        if not tell(lines, kept):
             return NO_MEMORY
-        memo.counts[kept.count] += 1
     return AT_END
 
 

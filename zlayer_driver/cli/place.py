@@ -2,88 +2,184 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from zlayer_driver import fastpath
 from zlayer_driver.choice import NodeShape
 from zlayer_driver.cli.output import command, show_rows
 from zlayer_driver.config import PluginConfig
-from zlayer_driver.errors import ConfigError
-from zlayer_driver.model import OS, Target
+from zlayer_driver.errors import CacheError
+from zlayer_driver.model import OS, ImageFacts, PullPolicy, Target
 from zlayer_driver.node import Node
-from zlayer_driver.nomad.placement import Answer, answers
+from zlayer_driver.nomad.batch import Batch, Chunk, chunks, read_facts
+from zlayer_driver.nomad.placement import Decider, Facts, JobLine
 
 _KEPT_FACTS = 4096  # images whose facts are kept for the length of one batch
-_NOT_ALL_PLACED = 3
+NOT_ALL_PLACED = 3
+
+
+class NodeShapeType(click.ParamType[NodeShape]):
+    """``native_os=darwin,delegate,vz`` as a node: its operating system and the targets besides its primary."""
+
+    name = "node"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> NodeShape:
+        native, targets = OS.LINUX, {Target.PRIMARY}
+        for part in filter(None, value.split(",")):
+            key, _, system = part.partition("=")
+            try:
+                if key == "native_os":
+                    native = OS(system)
+                else:
+                    targets.add(Target(part))
+            except ValueError:
+                self.fail(
+                    f"{part!r} is unknown: use native_os=linux|windows|darwin and delegate, vz, vz_linux, with commas between", param, ctx
+                )
+        return NodeShape(native, frozenset(targets))
+
+
+def _print_schema(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **JobLine.model_json_schema()}, indent=2))
+        context.exit()
 
 
 @click.command()
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option(
-    "--node", metavar="KEY=VALUE,TARGET…", help="Another node than this: native_os=linux|windows|darwin and the targets that it has."
+    "--node",
+    type=NodeShapeType(),
+    metavar="KEY=VALUE,TARGET…",
+    help="Another node than this: native_os=linux|windows|darwin and the targets that it has.",
 )
+@click.option(
+    "--facts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Image facts, one JSON object a line; asked first."
+)
+@click.option("--caches/--no-caches", default=True, help="Whether to ask this node's image caches for facts.")
+@click.option("--pull", is_flag=True, help="Pull images of which nothing is known. Nothing else here uses the network.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=lambda: len(os.sched_getaffinity(0)), help="Threads; all processors if not given."
+)
+@click.option("--format", "form", type=click.Choice(["ndjson", "table"]), default="ndjson", help="How decisions are printed.")
 @click.option("--summary", is_flag=True, help="Print how many jobs go where, instead of each.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema, help="Print the JSON Schema of a line.")
 @click.pass_obj
 @command
-def place(config: PluginConfig, file: BinaryIO, node: str | None, summary: bool, as_json: bool) -> None:
+def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_json: bool, form: str, summary: bool, **options: Any) -> None:
     """Decide where each job of FILE would run: one JSON object a line in, one decision a line out.
 
-    Exits with 0 if all have a place, 3 if some have not.
+    Exits with 0 if all have a place, 3 if some have not, 2 if it was called wrongly.
     """
-    here = Node(config)
-    shape = parse_node(node) if node else here.composite.shape
-    decisions = _Counted(answers(file, shape, lru_cache(_KEPT_FACTS)(here.image_facts)))
-    if summary:
-        for _ in decisions:
-            pass
-        rows = [{"target": target, "rule": rule, "jobs": jobs} for (target, rule), jobs in sorted(decisions.counts.items())]
-        show_rows(rows, as_json=as_json, title="Placement")
-    else:
-        for answer in decisions:
-            sys.stdout.write(json.dumps(answer) + "\n")
-    if decisions.refused:
-        raise click.exceptions.Exit(_NOT_ALL_PLACED)
-
-
-class _Counted:
-    """Hands answers through and counts them by target and rule, refusals by the kind of their error."""
-
-    def __init__(self, stream: Iterable[Answer]) -> None:
-        self._stream = iter(stream)
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.refused = 0
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> Answer:
-        answer = next(self._stream)
-        if error := answer.get("error"):
-            self.refused += 1
-            self.counts["none", error["kind"]] += 1
-        else:
-            self.counts[answer["target"], answer["rule"]] += 1
-        return answer
-
-
-def parse_node(text: str) -> NodeShape:
-    """``native_os=darwin,delegate,vz`` as a node: its operating system and the targets besides its primary."""
-    native, targets = OS.LINUX, {Target.PRIMARY}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        try:
-            if key == "native_os":
-                native = OS(value)
+    with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
+        batch = Batch(Decider(node or here.composite.shape, lru_cache(_KEPT_FACTS)(facts)), options["workers"])
+        with _watched(chunks(file), file) as work:
+            answers = batch.answers(work)
+            if summary:
+                for _ in answers:
+                    pass
+                show_summary(batch.counts, as_json=as_json)
             else:
-                targets.add(Target(part))
-        except ValueError:
-            raise ConfigError(
-                f"--node: {part!r} is unknown", hint="use native_os=linux|windows|darwin and delegate, vz, vz_linux, with commas between"
-            ) from None
-    return NodeShape(native, frozenset(targets))
+                print_answers(answers, as_table=form == "table" and not as_json)
+    if any(target == "none" for target, _ in batch.counts):
+        raise click.exceptions.Exit(NOT_ALL_PLACED)
+
+
+@contextmanager
+def _facts(node: Node, file: Path | None, *, caches: bool, pull: bool) -> Iterator[tuple[Node, Facts]]:
+    """The node, and what is known of images: from the file, else from the node's caches, else by a pull."""
+    told = read_facts(file) if file else {}
+    opened = [_opened(path) for path in node.caches] if caches else []
+    one_at_a_time = threading.Lock()
+    with asyncio.Runner() as runner:
+
+        def facts(image: str) -> ImageFacts:
+            if image in told:
+                return told[image]
+            found = fastpath.image_facts(image, opened)
+            if pull and found == ImageFacts():
+                with one_at_a_time:
+                    runner.run(node.composite.pull(image, policy=PullPolicy.IF_NOT_PRESENT, auth=None, report=None))
+                found = node.image_facts(image)
+            return found
+
+        try:
+            yield node, facts
+        finally:
+            runner.run(node.close())
+            for cache in opened:
+                if isinstance(cache, fastpath.BlobCache):
+                    cache.close()
+
+
+def _opened(path: Path) -> fastpath.BlobCache | Path:
+    """A handle, so that each question need not open the file again; the path where there is no cache yet."""
+    try:
+        return fastpath.BlobCache(path)
+    except CacheError:
+        return path
+
+
+@contextmanager
+def _watched(work: Iterable[Chunk], file: BinaryIO) -> Iterator[Iterable[Chunk]]:
+    """The work, with a bar of the bytes read on a terminal."""
+    if not sys.stderr.isatty():
+        yield work
+        return
+    columns = (TextColumn("placing"), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("placing", total=_size(file))
+
+        def watched() -> Iterator[Chunk]:
+            for chunk, number in work:
+                yield chunk, number
+                progress.advance(bar, len(chunk))
+
+        yield watched()
+
+
+def _size(file: BinaryIO) -> int | None:
+    """Bytes of a regular file; of a pipe nobody knows."""
+    try:
+        return os.fstat(file.fileno()).st_size or None
+    except OSError:
+        return None
+
+
+def show_summary(counts: Counter[tuple[str, str]], *, as_json: bool) -> None:
+    rows = [{"target": str(target), "rule": str(rule), "jobs": jobs} for (target, rule), jobs in sorted(counts.items())]
+    show_rows(rows, as_json=as_json, title="Placement")
+
+
+def print_answers(answers: Iterable[bytes], *, as_table: bool) -> None:
+    """Blocks of NDJSON answers as they are, or in columns."""
+    out = sys.stdout.buffer
+    for block in answers:
+        out.write(b"".join(map(_row, block.splitlines())) if as_table else block)
+    out.flush()
+
+
+def _row(line: bytes) -> bytes:
+    answer: Mapping[str, Any] = json.loads(line)
+    error = answer.get("error")
+    where, why = ("-", f"line {answer['line']}: {error['message']}") if error else (answer["target"], answer["rule"])
+    return f"{_printable(answer['id'] or '-'):<32} {where:<10} {_printable(why)}\n".encode()
+
+
+def _printable(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

@@ -1,27 +1,42 @@
-"""Batch placement: job lines in, decisions out, by the same `choose` as the driver.
+"""One line of a batch: a job in, a decision out, by the same `choose` as the driver.
 
 A line is a JSON object ``{"id", "image", "runtime"?, "labels"?, "platform"?: {"os", "arch"}}``; further keys are the job's own and pass
-unread. An answer is ``{"id", "target", "rule"}`` or ``{"id", "error": {"kind", "message", …}}``, one a line, in order. A line that is no job gets
-an error with its number and ``id`` null (or the id, where that could be read), and never stops the rest.
+unread. An answer is ``{"id", "target", "rule"}`` or ``{"id", "line", "error": {"kind", "message", …}}``, one a line, in order. A line that is
+no job gets an error with its number and ``id`` null (or the id, where that could be read), and never stops the rest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any, Final, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from zlayer_driver import fastpath
-from zlayer_driver.choice import NodeShape, Request, choose
+from zlayer_driver import errors, fastpath
+from zlayer_driver.choice import NodeShape, Request, Rule, choose
 from zlayer_driver.config import Block, PlatformBlock, StringMap, parse
-from zlayer_driver.errors import DriverError, InvalidSpec
-from zlayer_driver.model import ImageFacts, Isolation, Platform
+from zlayer_driver.errors import ConfigError, DriverError, InvalidSpec, RouteToPeer
+from zlayer_driver.model import ImageFacts, Isolation, Platform, Target
 
 MAX_LINE_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 16
+_MAX_ID, _MAX_IMAGE = 512, 2048  # characters
+_MAX_TEXT = 2000  # characters of an error's text: a line must not come back whole
+_MAX_MODEL_IMAGE = 512  # with it and any id, no text of an answer is cut
 Answer = dict[str, Any]
+Facts = Callable[[str], ImageFacts]
+Job = TypeVar("Job", bound=Block)
+_ID_HOLE, _LINE_HOLE = b"\x01", b"\x02"
+_KINDS = dict.fromkeys(kind.kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DriverError))
+
+OUTCOMES: Final[dict[tuple[str, str], int]] = {
+    outcome: number for number, outcome in enumerate([("", "blank"), *product(Target, Rule), *(("none", kind) for kind in _KINDS)])
+}
+"""What a line may come to, as (target, rule) or ("none", kind of error), and the counter of each; the first is no answer at all."""
 
 
 class JobLine(Block):
@@ -29,52 +44,53 @@ class JobLine(Block):
 
     model_config = ConfigDict(extra="ignore")
 
-    id: str = Field(min_length=1, description="Name of the job, given back in the answer")
-    image: str = Field(min_length=1, description="Image reference")
+    id: str = Field(min_length=1, max_length=_MAX_ID, description="Name of the job, given back in the answer")
+    image: str = Field(min_length=1, max_length=_MAX_IMAGE, description="Image reference")
     runtime: Isolation | None = Field(None, description="Isolation target: auto, sandbox, vz, vz-linux or vm")
     labels: StringMap = Field({}, description="Container labels; com.zlayer.isolation chooses a target")
     platform: PlatformBlock | None = Field(None, description="What the image must run on")
 
 
-def answers(lines: BinaryIO, shape: NodeShape, facts: Callable[[str], ImageFacts]) -> Iterator[Answer]:
-    """One answer a line, in order; memory does not grow with their number. Blank lines are no jobs."""
-    for number, line in enumerate(_bounded_lines(lines), start=1):
+class Decider:
+    """Decides lines for one node; safe across threads if ``facts`` is."""
+
+    def __init__(self, shape: NodeShape, facts: Facts) -> None:
+        self._shape = shape
+        self._facts = facts
+        self._id, self._line = secrets.token_hex(16), secrets.token_hex(16)  # stand for them in models: no line can hold these
+
+    def tell(self, line: bytes, number: int, plain: bool) -> tuple[bytes, int, bool]:
+        """The answer's bytes and its counter in `OUTCOMES`; for a plain line, if it may be, as a model (see `fastpath.JobLines`)."""
         if not line.strip():
-            continue
-        job: dict[str, Any] = {}
+            return b"", 0, False
+        document: dict[str, Any] = {}
         try:
-            job = _document(line)
-            yield _decision(parse(JobLine, job, what="job"), shape, facts)
+            document = read_line(line)
+            request = request_of(parse_job(JobLine, document))
+            facts = self._facts(request.image)
         except DriverError as error:
-            name = job.get("id")
-            yield {
-                "id": name if isinstance(name, str) else None,
-                "line": number,
-                "error": {"kind": error.kind, "message": str(error), **error.fields()},
-            }
+            return _encoded(_refusal(_id_of(document), number, error)), OUTCOMES["none", error.kind], False
+        if plain and len(request.image) <= _MAX_MODEL_IMAGE:
+            answer, counter = self._answer(replace(request, service=self._id), facts, self._line)
+            model = _encoded(answer).replace(b'"%s"' % self._line.encode(), _LINE_HOLE).replace(self._id.encode(), _ID_HOLE)
+            return model, counter, True
+        answer, counter = self._answer(request, facts, number)
+        return _encoded(answer), counter, False
+
+    def _answer(self, request: Request, facts: ImageFacts, line: int | str) -> tuple[Answer, int]:
+        try:
+            choice = choose(request, facts, self._shape)
+        except (ConfigError, RouteToPeer) as error:
+            return _refusal(request.service, line, error), OUTCOMES["none", error.kind]
+        return {"id": request.service, "target": choice.target, "rule": choice.rule}, OUTCOMES[choice.target, choice.rule]
 
 
-def _decision(job: JobLine, shape: NodeShape, facts: Callable[[str], ImageFacts]) -> Answer:
-    image = fastpath.canonical(job.image)
-    platform = Platform(job.platform.os, job.platform.arch) if job.platform else None
-    choice = choose(Request(service=job.id, image=image, runtime=job.runtime, labels=job.labels, platform=platform), facts(image), shape)
-    return {"id": job.id, "target": choice.target, "rule": choice.rule}
-
-
-def _bounded_lines(lines: BinaryIO) -> Iterator[bytes]:
-    """Lines without their end; of one that is too long, only its first `MAX_LINE_BYTES` + 1 bytes."""
-    while line := lines.readline(MAX_LINE_BYTES + 2):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := lines.readline(_CHUNK_BYTES)):
-            pass
-        yield line.rstrip(b"\n")
-
-
-def _document(line: bytes) -> dict[str, Any]:
+def read_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; `InvalidSpec` says what is wrong with it."""
     if len(line) > MAX_LINE_BYTES:
         raise InvalidSpec(f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:
-        job = json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         raise InvalidSpec(f"the line is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -83,18 +99,55 @@ def _document(line: bytes) -> dict[str, Any]:
         raise InvalidSpec("the line is nested too deeply") from None
     except ValueError as error:
         raise InvalidSpec(str(error)) from None
-    if not isinstance(job, dict):
+    if not isinstance(document, dict):
         raise InvalidSpec("the line is no JSON object")
-    return job
+    return document
+
+
+def parse_job(model: type[Job], document: dict[str, Any]) -> Job:
+    """The job that a line describes; keys that ``model`` does not know are left out before anything looks at them."""
+    try:
+        return parse(model, {key: document[key] for key in model.model_fields if key in document}, what="the job")
+    except ConfigError as error:
+        raise InvalidSpec(error.message) from None
+    except RecursionError:
+        raise InvalidSpec("the line is nested too deeply") from None
+
+
+def request_of(job: JobLine) -> Request:
+    """What of a job decides."""
+    platform = Platform(job.platform.os, job.platform.arch) if job.platform else None
+    return Request(service=job.id, image=fastpath.canonical(job.image), runtime=job.runtime, labels=job.labels, platform=platform)
+
+
+def _refusal(name: str | None, line: int | str, error: DriverError) -> Answer:
+    fields = {key: shortened(value) for key, value in error.fields().items()}
+    return {"id": name, "line": line, "error": {"kind": error.kind, "message": shortened(str(error)), **fields}}
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+
+
+def _encoded(answer: Answer) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _id_of(document: dict[str, Any]) -> str | None:
+    name = document.get("id")
+    return shortened(name) if isinstance(name, str) else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for position, (key, _) in enumerate(pairs) if key in dict(pairs[:position]))
-        raise ValueError(f"the key {twice!r} is there twice")
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shortened(twice)!r} is there twice")
     return found
 
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON number")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

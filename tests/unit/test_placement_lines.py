@@ -1,0 +1,117 @@
+"""The compiled lines against their readable twin: the same bytes for anything, and nothing asked twice."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from zlayer_driver import _fastpath, _fastpath_place_py
+from zlayer_driver.choice import NodeShape
+from zlayer_driver.model import OS, ImageFacts, Target
+from zlayer_driver.nomad.placement import Decider
+
+MAC = NodeShape(OS.DARWIN, frozenset({Target.PRIMARY, Target.VZ}))
+FACTS = {"docker.io/library/linux:latest": ImageFacts(os=OS.LINUX), "docker.io/library/mac:latest": ImageFacts(os=OS.DARWIN, marker="vz")}
+
+
+def _decider() -> Decider:
+    return Decider(MAC, lambda image: FACTS.get(image, ImageFacts()))
+
+
+def _both(raw: bytes) -> tuple[bytes, bytes]:
+    compiled, readable = _fastpath.JobLines(_decider().tell), _fastpath_place_py.JobLines(_decider().tell)
+    once = compiled.answer(raw, 7)
+    assert compiled.answer(raw, 7) == once, "what is remembered differs from what was told"
+    assert compiled.counts == [2 * count for count in (readable.answer(raw, 7), readable.counts)[1]]
+    return once, readable.answer(raw, 7)
+
+
+texts = st.sampled_from(
+    ["a", "b'c", "linux", "mac", "windows", "vz", "VZ", "sandbox", "vm", "", "é", '"', "\\", "\x7f", "\n", "\ud800"]
+) | st.text(max_size=6)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+jobs = st.fixed_dictionaries(
+    {"id": texts | values, "image": texts | values},
+    optional={
+        "runtime": texts | values,
+        "labels": st.dictionaries(st.just("com.zlayer.isolation") | texts, texts | values, max_size=2) | values,
+        "platform": st.fixed_dictionaries({}, optional={"os": texts | values, "arch": texts | values, "more": values}) | values,
+        "command": values,
+    },
+)
+spelt = st.builds(lambda job, plain, dense: _spelt(job, plain=plain, dense=dense), jobs, st.booleans(), st.booleans())
+mutated = st.builds(
+    lambda line, at, what: line[: at % (len(line) + 1)] + what + line[at % (len(line) + 1) :], spelt, st.integers(0), st.binary(max_size=3)
+)
+
+
+def _spelt(job: Any, *, plain: bool, dense: bool) -> bytes:
+    text = json.dumps(job, ensure_ascii=plain, separators=(",", ":") if dense else None)
+    return text.encode(errors="surrogatepass")
+
+
+@settings(deadline=None)
+@given(st.lists(spelt | mutated | st.binary(max_size=40), max_size=6).map(b"\n".join))
+@example(b'{"id": "a", "image": "linux"}\n{"id": "b", "image": "linux"}\n')
+@example(b'{"id":"a","image":"x","a":1,"\\u0061":2}\n{"id":"a","image":"x","a":{"b":1,"b":2}}')
+@example(b'{"id":"a","image":"x","a":[1e999,-0,01]}\n{"id":"a","image":"x","a":' + b"[" * 40 + b"]" * 40 + b"}")
+@example(b'{"id":"' + b"a" * 513 + b'","image":"x"}\n{"id":"a","image":"' + b"x" * 2049 + b'"}\n{"id":"a","image":"' + b"x" * 1000 + b'"}')
+@example(b"\n \r\n\x0b\n")
+def test_both_give_the_same_bytes(raw: bytes) -> None:
+    compiled, readable = _both(raw)
+    assert compiled == readable
+
+
+def test_a_plain_line_is_asked_about_once() -> None:
+    decider, asked = _decider(), list[int]()
+
+    def ask(line: bytes, number: int, plain: bool) -> tuple[bytes, int, bool]:
+        asked.append(number)
+        return decider.tell(line, number, plain)
+
+    lines = _fastpath.JobLines(ask)
+    raw = b"".join(b'{"id": "job-%d", "image": "linux", "n": %d, "labels": {"n": "%d"}}\n' % (n, n, n) for n in range(1000))
+    answers = [json.loads(line) for line in lines.answer(raw, 1).splitlines()]
+    assert asked == [1]
+    assert [(answer["id"], answer["line"], answer["error"]["service"]) for answer in answers] == [
+        (f"job-{n}", n + 1, f"job-{n}") for n in range(1000)
+    ]
+
+
+def test_more_kinds_of_jobs_than_are_kept_are_answered_all_the_same() -> None:
+    lines = _fastpath.JobLines(_decider().tell)
+    for first in range(0, 60_000, 10_000):
+        raw = b"".join(b'{"id": "j", "image": "i%d"}\n' % n for n in range(first, first + 10_000))
+        assert lines.answer(raw, 1).count(b"primary") == 10_000
+
+
+def test_threads_share_what_is_known() -> None:
+    chunks = [b"".join(b'{"id": "j%d", "image": "i%d"}\n' % (n, n % 97) for n in range(k, k + 3000)) for k in range(40)]
+    lines, readable = _fastpath.JobLines(_decider().tell), _fastpath_place_py.JobLines(_decider().tell)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda chunk: lines.answer(chunk, 1), chunks))
+    assert found == [readable.answer(chunk, 1) for chunk in chunks]
+    assert lines.counts == readable.counts
+
+
+def test_what_asking_raises_comes_out() -> None:
+    def ask(_line: bytes, _number: int, _plain: bool) -> tuple[bytes, int, bool]:
+        raise KeyError("told")
+
+    for kind in (_fastpath.JobLines, _fastpath_place_py.JobLines):
+        with pytest.raises(KeyError, match="told"):
+            kind(ask).answer(b"x\n", 1)
+
+
+def test_lines_are_counted() -> None:
+    for raw in (b"", b"a", b"a\n", b"\n\n" * 100):
+        assert _fastpath.line_count(raw) == _fastpath_place_py.line_count(raw) == raw.count(b"\n")
