@@ -14,7 +14,7 @@ from tests.contract.cases import AbilityCases
 from tests.contract.subject import Subject
 from tests.doubles import registry
 from tests.doubles.images import Built, archive, directory, image, member, symlink
-from tests.host.oci_lab import clear, remains
+from tests.host.oci_lab import RUNTIME, clear, remains
 from zlayer_driver import contract
 from zlayer_driver.backends.oci import OciBackend
 from zlayer_driver.backends.oci_runtime import OciRuntime
@@ -46,7 +46,7 @@ class OciSubject(Subject):
         return f"{self._image}-missing"
 
     def successor(self) -> Backend:
-        return OciBackend(root=self._root / "state", store=self._store, runtime=OciRuntime("runc"))
+        return OciBackend(root=self._root / "state", store=self._store, runtime=OciRuntime(RUNTIME))
 
     async def remains(self) -> Collection[str]:
         return remains(self._root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from zlayer_driver.host.processes import command_lines
 from zlayer_driver.image.values import Image, ImageConfig
 from zlayer_driver.model import Auth, Handle, ImageRecord, PullPolicy, Report, Target, TaskSpec
 
+RUNTIME = os.environ.get("ZLAYER_TEST_RUNTIME", "runc")
 IMAGE = "example.org/busybox:1"
 APPLETS = (
     "sh",
@@ -76,7 +78,7 @@ class OneImage:
         return self.get(image)
 
 
-def backend(root: Path, images: OneImage, *, runtime: str = "runc", steps: tuple[Step, ...] = STEPS) -> OciBackend:
+def backend(root: Path, images: OneImage, *, runtime: str = RUNTIME, steps: tuple[Step, ...] = STEPS) -> OciBackend:
     return OciBackend(root=root / "state", store=images, runtime=OciRuntime(runtime), steps=steps)
 
 

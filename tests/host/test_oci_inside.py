@@ -187,7 +187,8 @@ async def test_limits_reach_the_kernel(root: Path, images: OneImage) -> None:
         ({"env": {"A": "x\0y"}}, "has a NUL byte"),
         ({"network": Network(mode="path", netns_path="/no/such/netns")}, "/no/such/netns"),
         ({"network": Network(mode="none", extra_hosts=(("a\nb", "1"),))}, "is no host name"),
-        ({"resources": Resources(cpuset_cpus="99")}, "99"),
+        ({"resources": Resources(cpuset_cpus="99")}, "this node has no CPU 99"),
+        ({"resources": Resources(cpuset_cpus="0;1")}, "is no list of CPUs"),
         ({"stdout_path": "/no/such/dir/fifo"}, "cannot open log '/no/such/dir/fifo'"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_runtime import Runtime, last_error
+from zlayer_driver.backends.oci_runtime import Runtime, command_fault, last_error
 from zlayer_driver.backends.oci_users import resolve
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
@@ -23,7 +23,6 @@ from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions, W
 _LIMIT = 16 << 20
 _GRACE_S = 5.0
 _TERM = "TERM=xterm"  # below what the container says
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
 class Exec:
@@ -47,13 +46,10 @@ class Exec:
         if self._pid.exists():
             signal = -status if status < 0 else 0
             return Exit(128 + signal if signal else status, signal), ""
-        reason = last_error(self._log)
-        lowered = reason.lower()
-        if "not found" in lowered or "no such file" in lowered:
-            return Exit(_NOT_FOUND), f"{reason}\n"
-        if "permission denied" in lowered:
-            return Exit(_NOT_EXECUTABLE), f"{reason}\n"
-        raise NotFound(self._bundle.id, f"no command can be executed in it: {reason or stderr.decode('utf-8', 'replace').strip()}")
+        told = last_error(self._log)
+        if code := command_fault(told):
+            return Exit(code), f"{self.name}: {told}\n"
+        raise NotFound(self._bundle.id, f"no command can be executed in it: {told or stderr.decode('utf-8', 'replace').strip()}")
 
     def end(self) -> None:
         """The runtime's process is over, but if it was killed, its command may not be. Takes the files away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ Doc = dict[str, Any]
 
 _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 _MIN_SHARES, _MAX_SHARES = 2, 262_144  # what the kernel's cpu.shares takes
+_ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
+_CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.ASCII)
 _OWN_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -30,9 +33,24 @@ def limits(wanted: Resources) -> Doc:
     if wanted.cpu_quota_us:
         cpu |= {"quota": wanted.cpu_quota_us, "period": wanted.cpu_period_us}
     if wanted.cpuset_cpus:
-        cpu["cpus"] = wanted.cpuset_cpus
+        cpu["cpus"] = _on_this_node(wanted.cpuset_cpus)
     pids = {"limit": wanted.pids} if wanted.pids else {}
     return {key: value for key, value in (("cpu", cpu), ("memory", _memory(wanted)), ("pids", pids)) if value}
+
+
+def _on_this_node(cpus: str) -> str:
+    """A list as ``0-3,5``; `InvalidSpec` if it names CPUs that are not online."""
+    online = _numbers(_ONLINE_CPUS.read_text().strip())
+    if missing := sorted(_numbers(cpus) - online):
+        raise InvalidSpec(f"this node has no CPU {', '.join(map(str, missing[:8]))}, which cpuset {cpus!r} names")
+    return cpus
+
+
+def _numbers(cpus: str) -> set[int]:
+    if not _CPU_LIST.fullmatch(cpus):
+        raise InvalidSpec(f"{cpus!r} is no list of CPUs such as 0-3,5")
+    bounds = [[int(bound) for bound in part.split("-")] for part in cpus.split(",")]
+    return {cpu for bound in bounds for cpu in range(bound[0], bound[-1] + 1)}
 
 
 def _memory(wanted: Resources) -> Doc:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from zlayer_driver.host.processes import Completed, capture
 
 PREFERRED = ("crun", "runc", "youki")
 _TIMEOUT_S = 30.0
+_ABOUT_COMMAND = re.compile(r"\bexec(utable)?\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ def last_error(log: Path) -> str:
     return ""
 
 
+def command_fault(told: str) -> int:
+    """A shell's code for a command that a runtime, in these words, could not run: 127 missing, 126 not executable; 0 for other words."""
+    lowered = told.lower()
+    if not _ABOUT_COMMAND.search(lowered):
+        return 0
+    if "not found" in lowered or "no such file" in lowered:
+        return 127
+    return 126 if "permission denied" in lowered or "exec format" in lowered else 0
+
+
 class OciRuntime:
     """Chooses: the runtime that the operator configured, else the first of `PREFERRED` that works. Each is tried once."""
 
@@ -87,10 +98,6 @@ class OciRuntime:
             f"no OCI runtime works on this node ({'; '.join(fault.message for fault in faults)})",
             hint=next((fault.hint for fault in faults if "install" not in fault.hint), "install crun or runc"),
         )
-
-    async def refused(self) -> Sequence[Unsupported]:
-        """Why each preferred runtime that is not used does not work, as far as it was asked."""
-        return [fault for fault in self._known.values() if isinstance(fault, Unsupported)]
 
     async def _try(self, name: str) -> Runtime | Unsupported:
         if name not in self._known:

@@ -21,7 +21,7 @@ from typing import Any
 from zlayer_driver.backends import oci_conmon, oci_etc
 from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id
 from zlayer_driver.backends.oci_container import Container
-from zlayer_driver.backends.oci_runtime import Runtime, last_error
+from zlayer_driver.backends.oci_runtime import Runtime, command_fault, last_error
 from zlayer_driver.backends.oci_spec import command_line, hostname, runtime_spec
 from zlayer_driver.backends.oci_users import resolve
 from zlayer_driver.errors import CreateFailed, InternalError, StartFailed, TimedOut
@@ -179,11 +179,11 @@ async def _create(making: Making) -> None:
 def _sentence(told: str, making: Making) -> str:
     """What the user did, where the runtime's words show it; else the runtime's words without its own call chain."""
     command = command_line(making.task, making.image.config)[0]
-    lowered = told.lower()
-    if command.lower() in lowered and ("not found" in lowered or "no such file" in lowered):
-        return f"command {command!r} is not in image {making.task.image!r}"
-    if command.lower() in lowered and "permission denied" in lowered:
-        return f"command {command!r} of image {making.task.image!r} may not be executed"
+    match command_fault(told):
+        case 127:
+            return f"command {command!r} is not in image {making.task.image!r}"
+        case 126:
+            return f"command {command!r} of image {making.task.image!r} may not be executed"
     return f"{making.runtime.name} says: {told.rsplit('create failed: ', maxsplit=1)[-1]}"
 
 

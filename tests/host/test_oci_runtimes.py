@@ -1,0 +1,79 @@
+"""The runtimes of the machine: which is taken, what is said of those that are not, and that crun does all that runc does."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from zlayer_driver.backends.oci_runtime import OciRuntime, command_fault
+from zlayer_driver.errors import ConfigError, Unsupported
+from zlayer_driver.host import cgroups
+from zlayer_driver.host.processes import capture
+
+pytestmark = pytest.mark.needs("linux")
+
+SUITES = ("tests/contract/test_oci.py", "tests/host/test_oci_life.py", "tests/host/test_oci_inside.py")
+
+
+@pytest.mark.needs("root", "runc")
+async def test_the_configured_one_is_taken() -> None:
+    runtime = await OciRuntime("runc").select()
+    assert (runtime.name, runtime.version[:1].isdigit()) == ("runc", True)
+    assert await OciRuntime(runtime.path).select() == runtime
+    assert await OciRuntime("crun-of-nobody").select("runc") == runtime
+
+
+@pytest.mark.needs("root", "runc")
+async def test_the_first_that_works_is_taken() -> None:
+    assert (await OciRuntime().select()).name in ("crun", "runc")
+
+
+async def test_one_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^crun-of-nobody is not installed: install crun-of-nobody$"):
+        await OciRuntime("crun-of-nobody").select()
+
+
+async def test_a_node_without_any_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zlayer_driver.backends.oci_runtime.PREFERRED", ("no-such", "nor-such"))
+    with pytest.raises(Unsupported, match=r"no-such is not installed; nor-such is not installed"):
+        await OciRuntime().select()
+
+
+async def test_one_that_does_not_run_is_told(tmp_path: Path) -> None:
+    broken = tmp_path / "runc"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(ConfigError, match="does not run"):
+        await OciRuntime(str(broken)).select()
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ('exec: "nope": executable file not found in $PATH', 127),
+        ('exec: "/x": stat /x: no such file or directory', 127),
+        ("executable file `nope` not found: No such file or directory", 127),
+        ("open executable: Permission denied", 126),
+        ("exec format error", 126),
+        ("error mounting /x: no such file or directory", 0),
+        ("writing file `cpuset.cpus`: Permission denied", 0),
+    ],
+)
+def test_words_about_the_command_are_told_from_others(told: str, code: int) -> None:
+    assert command_fault(told) == code
+
+
+@pytest.mark.needs("root", "crun", "runc", "conmon", "busybox", "docker-registry")
+@pytest.mark.timeout(180)
+async def test_crun_keeps_the_contract(tmp_path: Path) -> None:
+    """In a mount namespace without the v2 tree: crun refuses a hybrid one that has controllers."""
+    mounted = cgroups.trees()
+    away = f"umount {mounted.v2} &&" if mounted.mode is cgroups.Mode.HYBRID else ""
+    tests = shlex.join([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'crun'}", *SUITES])
+    env = {**os.environ, "ZLAYER_TEST_RUNTIME": "crun"}
+    done = await capture(["unshare", "--mount", "sh", "-c", f"{away} exec {tests}"], env=env, timeout_s=170)
+    assert done.status == 0, done.stdout.decode()
