@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.host.oci_lab import OneImage, backend, handle, shell
 from zlayer_driver.errors import DriverError, InvalidSpec
-from zlayer_driver.host import cgroups
+from zlayer_driver.host import cgroups, mounts
+from zlayer_driver.host.processes import capture
 from zlayer_driver.model import Device, Exit, Mount, Network, Resources, Security, TaskSpec
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
+
+MS_BIND, MS_SHARED = 0x1000, 0x100000
 
 
 async def said(root: Path, images: OneImage, spec: TaskSpec) -> list[str]:
@@ -72,16 +76,43 @@ async def test_upper_layers_win_and_what_is_written_stays_with_the_container(roo
 async def test_mounts(root: Path, images: OneImage) -> None:
     for name in ("rw", "ro"):
         (root / name).mkdir()
-    mounts = (
+    wanted = (
         Mount(source=str(root / "ro"), target="/data/ro", read_only=True),
         Mount(source=str(root / "rw"), target="/data"),
         Mount(kind="tmpfs", target="/scratch", size_bytes=1 << 20),
     )
     script = "echo x > /data/file; echo x > /data/ro/file || echo refused; dd if=/dev/zero of=/scratch/f bs=4M count=1 || echo full"
-    told = await said(root, images, shell("one", script, mounts=mounts))
+    told = await said(root, images, shell("one", script, mounts=wanted))
     assert "refused" in told
     assert "full" in told
     assert (root / "rw/file").read_text() == "x\n"
+
+
+@pytest.fixture
+def shared(root: Path) -> Iterator[Path]:
+    """A directory of the host whose mounts are shared."""
+    path = root / "shared"
+    (path / "host").mkdir(parents=True)
+    (path / "task").mkdir()
+    mounts.mount(str(path), path, "", MS_BIND)
+    mounts.mount("", path, "", MS_SHARED)
+    yield path
+    for mounted in (path / "host", path / "task", path):
+        mounts.unmount(mounted)
+
+
+@pytest.mark.parametrize(("propagation", "sees", "shows"), [("rprivate", False, False), ("rslave", True, False), ("rshared", True, True)])
+async def test_propagation_of_mounts(root: Path, images: OneImage, shared: Path, propagation: str, sees: bool, shows: bool) -> None:
+    binds = (Mount(source=str(shared), target="/data", propagation=propagation),)
+    oci = backend(root, images)
+    spec = shell("one", "exec sleep 1000", mounts=binds, security=Security(cap_add=("sys_admin",)))
+    task = handle("one", await oci.start(spec))
+    mounts.mount("tmpfs", shared / "host", "tmpfs")
+    (shared / "host/mark").touch()
+    seen = await oci.exec(task, ["test", "-e", "/data/host/mark"], timeout_s=30)
+    made = await oci.exec(task, ["mount", "-t", "tmpfs", "none", "/data/task"], timeout_s=30)
+    assert (seen.exit.code == 0, made.exit.code, (shared / "task").is_mount()) == (sees, 0, shows)
+    await oci.destroy(task)
 
 
 async def test_read_only_root(root: Path, images: OneImage) -> None:
@@ -94,6 +125,18 @@ async def test_network_modes(root: Path, images: OneImage, network: Network, own
     told = await said(root, images, shell("one", "ls -l /proc/self/ns/net | awk '{print $NF}'; ls /sys/class/net", network=network))
     assert (told[0] != str(Path("/proc/self/ns/net").readlink())) == own
     assert (told[1:] == ["lo"]) or not own
+
+
+async def test_a_network_namespace_by_path(root: Path, images: OneImage) -> None:
+    path = root / "netns"
+    path.touch()
+    assert (await capture(["unshare", f"--net={path}", "true"])).status == 0
+    try:
+        inode = path.stat().st_ino
+        network = Network(mode="path", netns_path=str(path))
+        assert await said(root, images, shell("one", "ls -l /proc/self/ns/net | awk '{print $NF}'", network=network)) == [f"net:[{inode}]"]
+    finally:
+        mounts.unmount(path)
 
 
 async def test_files_of_the_node(root: Path, images: OneImage) -> None:

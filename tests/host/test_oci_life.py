@@ -90,6 +90,19 @@ async def test_stop_by_signal_then_by_force(root: Path, images: OneImage) -> Non
         await oci.stop(task, timeout_s=1, signal="")
 
 
+@pytest.mark.parametrize(("stop_signal", "end"), [("SIGUSR1", Exit(1)), ("10", Exit(1)), ("SIGNONSENSE", Exit(2)), ("", Exit(2))])
+async def test_the_images_stop_signal(root: Path, images: OneImage, tmp_path: Path, stop_signal: str, end: Exit) -> None:
+    os.mkfifo(tmp_path / "out")
+    oci = backend(root, OneImage(images.root, stop_signal=stop_signal))
+    script = "trap 'exit 1' USR1; trap 'exit 2' TERM; echo ready; while :; do sleep 1000 & wait $!; done"
+    task = handle("one", await oci.start(shell("one", script, stdout_path=str(tmp_path / "out"))))
+    with (tmp_path / "out").open() as out:
+        assert out.readline() == "ready\n"
+    await oci.stop(task, timeout_s=30, signal="")
+    assert await oci.wait(task) == end
+    await oci.destroy(task)
+
+
 async def test_another_instance_takes_over(root: Path, images: OneImage) -> None:
     first = backend(root, images)
     task = handle("one", await first.start(shell("one", "exec sleep 1000")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL
 
 from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id
 from zlayer_driver.errors import TimedOut
@@ -58,7 +58,7 @@ class Container:
         return self._init.send(number)
 
     async def stop(self, *, timeout_s: float, signal: str) -> None:
-        number = signals.number(signal or self.record.stop_signal or str(int(SIGTERM)))
+        number = signals.number(signal or self.record.stop_signal)
         if self.signal(number):
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):

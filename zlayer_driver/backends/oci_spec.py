@@ -35,7 +35,7 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User)
             "resources": oci_resources.resources(task),
             "devices": oci_resources.devices(task),
             **oci_security.kernel_guards(task.security),
-            **({"rootfsPropagation": "rslave"} if any(_is_shared(mount) for mount in task.mounts) else {}),
+            **_root_propagation(task.mounts),
         },
     }
 
@@ -118,7 +118,7 @@ def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
         },
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", f"size={_SHM_BYTES}"]},  # noqa: S108 - the container's
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
-        _sysfs(task, [*quiet, writable]),
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, writable]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "relatime", writable]},
     ]
     taken = {os.path.normpath(mount.target) for mount in task.mounts}
@@ -128,13 +128,6 @@ def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
         if f"/etc/{name}" not in taken
     ]
     return mounts + [_mount(mount) for mount in sorted(task.mounts, key=lambda mount: Path(mount.target).parts)]
-
-
-def _sysfs(task: TaskSpec, options: list[str]) -> Doc:
-    """A netns of its own may mount a sysfs of its own; the host's is bound."""
-    if task.network.mode == "host":
-        return {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", *options]}
-    return {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": options}
 
 
 def _mount(mount: Mount) -> Doc:
@@ -154,5 +147,8 @@ def _mount(mount: Mount) -> Doc:
     return {"destination": mount.target, "type": "bind", "source": mount.source, "options": options}
 
 
-def _is_shared(mount: Mount) -> bool:
-    return mount.propagation in ("rslave", "rshared")
+def _root_propagation(mounts: tuple[Mount, ...]) -> dict[str, str]:
+    """No mount takes part in more than its root does: it must receive for a slave, and give for a shared one."""
+    modes = {mount.propagation for mount in mounts}
+    widest = next((mode for mode in ("rshared", "rslave") if mode in modes), "")
+    return {"rootfsPropagation": widest} if widest else {}

@@ -24,8 +24,8 @@ from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_runtime import Runtime, command_fault, last_error
 from zlayer_driver.backends.oci_spec import command_line, hostname, runtime_spec
 from zlayer_driver.backends.oci_users import resolve
-from zlayer_driver.errors import CreateFailed, InternalError, StartFailed, TimedOut
-from zlayer_driver.host import cgroups, mounts
+from zlayer_driver.errors import CreateFailed, InternalError, InvalidSpec, StartFailed, TimedOut
+from zlayer_driver.host import cgroups, mounts, signals
 from zlayer_driver.host.logs import log_ends
 from zlayer_driver.host.pidfd import PidFd, ProcessId, identify
 from zlayer_driver.host.processes import capture, command_lines
@@ -170,10 +170,16 @@ async def _create(making: Making) -> None:
         if told := last_error(making.log):
             raise CreateFailed(bundle.id, _sentence(told, making), recoverable=error.recoverable) from error
         raise
-    stop_signal = making.image.config.stop_signal
-    record = Record(runtime.path, boot_id(), made.init, made.supervisor, stop_signal, making.digest)
+    record = Record(runtime.path, boot_id(), made.init, made.supervisor, _stop_signal(making.image), making.digest)
     making.container = Container(bundle, record)
     bundle.write_record(record)
+
+
+def _stop_signal(image: Image) -> str:
+    """The image's word for how it is to be stopped; one that is no signal must not make a container that cannot be."""
+    with suppress(InvalidSpec):
+        return str(signals.number(image.config.stop_signal))
+    return "SIGTERM"
 
 
 def _sentence(told: str, making: Making) -> str:
