@@ -67,7 +67,7 @@ async def test_it_ends_when_its_time_is_over(root: Path, images: OneImage) -> No
     began = time.monotonic()
     with pytest.raises(TimedOut):
         await oci.exec(task, ["sleep", "999"], timeout_s=0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     listed = await oci.exec(task, ["sh", "-c", "cat /proc/[0-9]*/cmdline"], timeout_s=30)
     assert b"sleep\0999" not in listed.stdout
     await oci.destroy(task)

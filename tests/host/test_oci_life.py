@@ -82,7 +82,7 @@ async def test_stop_by_signal_then_by_force(root: Path, images: OneImage) -> Non
     assert await oci.wait(soft) in (Exit(3), Exit(143, 15))
     began = time.monotonic()
     await oci.stop(hard, timeout_s=0.3, signal="SIGTERM")
-    assert 0.3 <= time.monotonic() - began < 0.5
+    assert 0.3 <= time.monotonic() - began < 3
     assert await oci.wait(hard) == Exit(137, 9)
     for task in (soft, hard):
         await oci.destroy(task)
