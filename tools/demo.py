@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +61,9 @@ class Story:
             print(f"{name}: {' '.join(told)}", flush=True)
 
     def table(self) -> Table:
-        table = Table(title="zlayer-driver: one task the whole way, and a batch", title_justify="left", header_style="bold")
+        table = Table(
+            title="zlayer-driver: one task the whole way, and a batch", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD
+        )
         table.add_column("step")
         table.add_column("what happened", overflow="fold")
         table.add_column("time", justify="right")
@@ -152,8 +155,8 @@ async def life(story: Story, host: PluginHost, registry: str, directory: Path) -
     with story.step("logs") as told:
         told.append(f"stdout {await out.line()!r}, stderr {await err.line()!r}")
     with story.step("exec") as told:
-        done = await host.exec_task(request.id, ["sh", "-c", "hostname; exit 5"])
-        told.append(f"{done.stdout.decode().strip()!r}, exit code {done.exit.code}")
+        done = await host.exec_task(request.id, ["sh", "-c", "cat /proc/1/comm; exit 5"])
+        told.append(f"in the container of {done.stdout.decode().strip()!r}, exit code {done.exit.code}")
     with story.step("signal") as told:
         await host.signal_task(request.id, "SIGHUP")
         told.append(f"SIGHUP, answered {await out.line()!r}")

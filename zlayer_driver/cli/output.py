@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
@@ -105,7 +106,7 @@ def _console() -> Console:
 
 
 def _table(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for key in rows[0] if rows else ():
         table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
     for row in rows:
