@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,11 +18,10 @@ from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_exec import Exec, execute, stream
 from zlayer_driver.backends.oci_resources import limits
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime, last_error
-from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, strays
+from zlayer_driver.backends.oci_steps import STEPS, Making, Step, make_container, remove, settle
 from zlayer_driver.backends.oci_usage import sample, samples
 from zlayer_driver.errors import ConfigError, CreateFailed, DriverError, InternalError, InvalidSpec, NotFound, Unsupported
 from zlayer_driver.host import cgroups, signals
-from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
 from zlayer_driver.image.values import Image
 from zlayer_driver.model import (
@@ -40,6 +40,8 @@ from zlayer_driver.model import (
     TaskState,
 )
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
+
+_log = logging.getLogger(__name__)
 
 
 def make(context: Context) -> OciBackend:
@@ -108,6 +110,7 @@ class OciBackend:
             while container is None:
                 async with bundle.locked(create=True):
                     container = await self._claim(Making(self._root, bundle, spec, image, runtime))
+        self._forget(spec.id)  # a container that another instance has destroyed
         self._containers[spec.id] = container
         return container.record.data()
 
@@ -144,6 +147,8 @@ class OciBackend:
             try:
                 if container := await self._left_by_another(bundle):
                     container.close()
+            except (DriverError, OSError) as error:  # one that resists must not keep the driver from its tasks
+                _log.warning("what is left of container %s cannot be removed yet: %s", bundle.id, error)
             finally:
                 os.close(lock)
 
@@ -264,12 +269,7 @@ class OciBackend:
     async def _ran(self, bundle: Bundle, record: Record) -> bool:
         if bundle.started.exists():
             return True
-        for pid in strays(self._root, bundle):
-            process = identify(pid)
-            pidfd = PidFd.open(process) if process and process != record.supervisor else None
-            if pidfd is not None:
-                with pidfd:
-                    await pidfd.wait()
+        await settle(self._root, bundle, record)
         if record.boot != boot_id() or await Runtime(record.runtime).state(self._root, bundle.id) == "created":
             return False
         bundle.started.touch()

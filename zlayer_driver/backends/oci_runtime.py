@@ -74,35 +74,38 @@ def command_fault(told: str) -> int:
 
 
 class OciRuntime:
-    """Chooses: the runtime that the operator configured, else the first of `PREFERRED` that works. Each is tried once."""
+    """Chooses: the runtime that the operator configured, else the first of `PREFERRED` that works. A choice is kept, a failure is not."""
 
     def __init__(self, wanted: str = "") -> None:
         self._wanted = wanted
-        self._known: dict[str, Runtime | Unsupported] = {}
+        self._chosen: dict[str, Runtime] = {}
 
     async def select(self, wanted: str = "") -> Runtime:
         """`ConfigError` if the one that is asked for does not work here, `Unsupported` if none does; both say why, and the cure."""
         asked = wanted or self._wanted
-        if asked:
-            found = await self._try(asked)
-            if isinstance(found, Runtime):
-                return found
-            raise ConfigError(found.message, hint=found.hint)
-        faults = []
-        for name in PREFERRED:
-            found = await self._try(name)
-            if isinstance(found, Runtime):
-                return found
-            faults.append(found)
-        raise Unsupported(
-            f"no OCI runtime works on this node ({'; '.join(fault.message for fault in faults)})",
-            hint=next((fault.hint for fault in faults if "install" not in fault.hint), "install crun or runc"),
-        )
+        if asked not in self._chosen:
+            self._chosen[asked] = await (_named(asked) if asked else _first())
+        return self._chosen[asked]
 
-    async def _try(self, name: str) -> Runtime | Unsupported:
-        if name not in self._known:
-            self._known[name] = await _examine(name)
-        return self._known[name]
+
+async def _named(name: str) -> Runtime:
+    found = await _examine(name)
+    if isinstance(found, Unsupported):
+        raise ConfigError(found.message, hint=found.hint)
+    return found
+
+
+async def _first() -> Runtime:
+    faults = []
+    for name in PREFERRED:
+        found = await _examine(name)
+        if isinstance(found, Runtime):
+            return found
+        faults.append(found)
+    raise Unsupported(
+        f"no OCI runtime works on this node ({'; '.join(fault.message for fault in faults)})",
+        hint=next((fault.hint for fault in faults if "install" not in fault.hint), "install crun or runc"),
+    )
 
 
 async def _examine(name: str) -> Runtime | Unsupported:

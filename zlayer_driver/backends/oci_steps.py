@@ -238,6 +238,17 @@ async def end_strays(root: Path, bundle: Bundle) -> None:
             await _end(process)
 
 
+async def settle(root: Path, bundle: Bundle, record: Record) -> None:
+    """Waits for the end of what runtime commands a killed driver has left at work; they are short."""
+    for pid in strays(root, bundle):
+        process = identify(pid)
+        pidfd = PidFd.open(process) if process and process != record.supervisor else None
+        if pidfd is not None:
+            with pidfd, suppress(TimeoutError):
+                async with asyncio.timeout(_END_TIMEOUT_S):
+                    await pidfd.wait()
+
+
 def strays(root: Path, bundle: Bundle) -> list[int]:
     """Pids of commands that name both this container and our state directory."""
     name, below = bundle.id.encode(), bytes(root) + b"/"
