@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from zlayer_driver.image.values import Limits, Malformed
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
+_CONTENT_FAULTS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ENOENT, errno.EILSEQ})  # what a file system says of bad names
 _RESERVED = b".wh..wh."  # marks of the aufs file system that mean nothing elsewhere
 # (major, minor) of the character devices that root file systems commonly bring and every container gets anyway:
 # null, zero, full, random, urandom, tty, console, ptmx.
@@ -63,10 +65,15 @@ class _Layer:
         parts = split(entry.name)
         if len(parts) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
-        if _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts):
-            self._whiteout(parts)
-        else:
-            self._makers[entry.kind](entry, parts, reader)
+        try:
+            if _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts):
+                self._whiteout(parts)
+            else:
+                self._makers[entry.kind](entry, parts, reader)
+        except OSError as error:
+            if error.errno not in _CONTENT_FAULTS:
+                raise
+            raise Malformed(f"{shown(entry.name)} cannot be made: {error.strerror}") from error
 
     def _whiteout(self, parts: Parts) -> None:
         name = parts[-1]
