@@ -16,6 +16,8 @@ from zlayer_driver.errors import TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 
 _KILL_TIMEOUT_S = 10.0
+_MOUNTS = Path("/proc/self/mountinfo")
+_NO_CONTROLLER = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
 
 
 class Mode(StrEnum):
@@ -55,31 +57,32 @@ class Trees:
         return (group for root in self.roots() if (group := root / path.lstrip("/")).is_dir())
 
 
-def trees() -> Trees:
-    """From this process's mount table: proc(5), mountinfo."""
+def trees(mountinfo: str = "") -> Trees:
+    """From a mount table, this process's own unless one is given: proc(5), mountinfo. Of a tree mounted twice, the first place counts."""
     v1: dict[str, Path] = {}
     v2: Path | None = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in (mountinfo or _MOUNTS.read_text()).splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         where = Path(left.split(" ")[4])
-        if kind == "cgroup2" and v2 is None:
-            v2 = where
+        if kind == "cgroup2":
+            v2 = v2 or where
         elif kind == "cgroup":
-            v1.update((option, where) for option in options.split(",") if option not in ("rw", "xattr", "clone_children"))
+            for option in set(options.split(",")) - _NO_CONTROLLER:
+                v1.setdefault(option, where)
     return Trees(v1, v2)
 
 
-def oom_kills(path: str) -> int:
+def oom_kills(path: str, mounted: Trees | None = None) -> int:
     """How many processes of the group the kernel killed for want of memory; 0 if the group is gone."""
-    mounted = trees()
+    mounted = mounted or trees()
     memory = mounted.v1.get("memory")
-    file = memory / path.lstrip("/") / "memory.oom_control" if memory else (mounted.v2 or Path()) / path.lstrip("/") / "memory.events"
+    tree, file = (memory, "memory.oom_control") if memory else (mounted.v2 or Path(), "memory.events")
     try:
-        counters = dict(line.split(" ") for line in file.read_text().splitlines())
+        lines = (tree / path.lstrip("/") / file).read_text().splitlines()
     except OSError:
         return 0
-    return int(counters.get("oom_kill", 0))
+    return int(dict(line.split(" ", 1) for line in lines).get("oom_kill", 0))
 
 
 def thaw(path: str) -> None:
