@@ -1,7 +1,7 @@
 """Lines of jobs read in place, and answers to what was asked before, without an object per line.
 
 A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label
-and operating system are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but
+and platform are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but
 for the id and the line's number. So the first is asked about, and what is told is kept as text with two holes.
 
 Threads share a memo: what it keeps is complete before it can be found, never changes and never goes. It is filled under the interpreter
@@ -53,6 +53,7 @@ cdef struct Job:  # a text that is absent is empty
     Slice runtime
     Slice label
     Slice os
+    Slice arch
 
 
 cdef enum Where:
@@ -166,10 +167,9 @@ cdef inline bint read_of_job(Reader* r, Job* job, Slice key) noexcept nogil:
 
 
 cdef inline bint read_of_platform(Reader* r, Job* job, Slice key) noexcept nogil:
-    cdef Slice ignored
     if equals(key, "os", 2):
         return take_word(r, "null", 4) or (read_plain(r, &job.os) and job.os.size > 0)
-    return equals(key, "arch", 4) and (take_word(r, "null", 4) or read_text(r, &ignored))
+    return equals(key, "arch", 4) and (take_word(r, "null", 4) or read_plain(r, &job.arch))
 
 
 cdef inline bint read_of_labels(Reader* r, Job* job, Slice key) noexcept nogil:
@@ -231,20 +231,16 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
     )
 
 
+cdef inline char* put_key(char* out, Slice text) noexcept nogil:
+    put(out, text)[0] = 0
+    return out + text.size + 1
+
+
 cdef inline Py_ssize_t write_key(const Job* job, char* key) noexcept nogil:
     """The texts that decide, with a NUL behind each; 0 if they are too long."""
-    cdef char* at = key
-    if job.image.size + job.runtime.size + job.label.size + job.os.size + 4 > MAX_KEY_BYTES:
+    if job.image.size + job.runtime.size + job.label.size + job.os.size + job.arch.size + 5 > MAX_KEY_BYTES:
         return 0
-    at = put(at, job.image)
-    at[0] = 0
-    at = put(at + 1, job.runtime)
-    at[0] = 0
-    at = put(at + 1, job.label)
-    at[0] = 0
-    at = put(at + 1, job.os)
-    at[0] = 0
-    return at + 1 - key
+    return put_key(put_key(put_key(put_key(put_key(key, job.image), job.runtime), job.label), job.os), job.arch) - key
 
 
 cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:

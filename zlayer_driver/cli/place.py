@@ -26,7 +26,11 @@ from zlayer_driver.errors import CacheError
 from zlayer_driver.model import OS, ImageFacts, PullPolicy, Target
 from zlayer_driver.node import Node
 from zlayer_driver.nomad.batch import Batch, Chunk, chunks, read_facts
+from zlayer_driver.nomad.client import Access, Nomad
+from zlayer_driver.nomad.fleet import FleetNode, ask_fleet, read_fleet
 from zlayer_driver.nomad.placement import Decider, Facts, JobLine
+from zlayer_driver.nomad.scoring import Fleet
+from zlayer_driver.nomad.spread import FleetBatch
 
 _KEPT_FACTS = 4096  # images whose facts are kept for the length of one batch
 NOT_ALL_PLACED = 3
@@ -72,6 +76,8 @@ def _print_schema(context: click.Context, _parameter: click.Parameter, wanted: b
 )
 @click.option("--caches/--no-caches", default=True, help="Whether to ask this node's image caches for facts.")
 @click.option("--pull", is_flag=True, help="Pull images of which nothing is known. Nothing else here uses the network.")
+@click.option("--fleet", metavar="nomad|FILE", help="Choose among nodes that Nomad tells of, or a file with the same JSON.")
+@click.option("--explain", is_flag=True, help="With --fleet: say of every node how it would do, or why it cannot.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=lambda: len(os.sched_getaffinity(0)), help="Threads; all processors if not given."
 )
@@ -86,7 +92,12 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
     Exits with 0 if all have a place, 3 if some have not, 2 if it was called wrongly.
     """
     with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
-        batch = Batch(Decider(node or here.composite.shape, lru_cache(_KEPT_FACTS)(facts)), options["workers"])
+        known = lru_cache(_KEPT_FACTS)(facts)
+        batch: Batch | FleetBatch
+        if options["fleet"]:
+            batch = FleetBatch(Fleet(fleet_nodes(options["fleet"])), known, explain=options["explain"])
+        else:
+            batch = Batch(Decider(node or here.composite.shape, known), options["workers"])
         with _watched(chunks(file), file) as work:
             answers = batch.answers(work)
             if summary:
@@ -97,6 +108,18 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
                 print_answers(answers, as_table=form == "table" and not as_json)
     if any(target == "none" for target, _ in batch.counts):
         raise click.exceptions.Exit(NOT_ALL_PLACED)
+
+
+def fleet_nodes(where: str) -> list[FleetNode]:
+    """The nodes of Nomad, as the NOMAD_* variables say where it is, or of a file."""
+    if where != "nomad":
+        return read_fleet(Path(where))
+
+    async def ask() -> list[FleetNode]:
+        async with Nomad(Access.from_environment(os.environ)) as nomad:
+            return await ask_fleet(nomad)
+
+    return asyncio.run(ask())
 
 
 @contextmanager
@@ -177,7 +200,8 @@ def _row(line: bytes) -> bytes:
     answer: Mapping[str, Any] = json.loads(line)
     error = answer.get("error")
     where, why = ("-", f"line {answer['line']}: {error['message']}") if error else (answer["target"], answer["rule"])
-    return f"{_printable(answer['id'] or '-'):<32} {where:<10} {_printable(why)}\n".encode()
+    node = f" on {answer['node']['name']}" if "node" in answer else ""
+    return f"{_printable(answer['id'] or '-'):<32} {where:<10} {_printable(why + node)}\n".encode()
 
 
 def _printable(text: str) -> str:

@@ -30,7 +30,7 @@ _MAX_MODEL_IMAGE = 512  # with it and any id, no text of an answer is cut
 Answer = dict[str, Any]
 Facts = Callable[[str], ImageFacts]
 Job = TypeVar("Job", bound=Block)
-_ID_HOLE, _LINE_HOLE = b"\x01", b"\x02"
+ID_HOLE, LINE_HOLE = b"\x01", b"\x02"  # see `fastpath.JobLines`
 _KINDS = dict.fromkeys(kind.kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DriverError))
 
 OUTCOMES: Final[dict[tuple[str, str], int]] = {
@@ -69,19 +69,19 @@ class Decider:
             request = request_of(parse_job(JobLine, document))
             facts = self._facts(request.image)
         except DriverError as error:
-            return _encoded(_refusal(_id_of(document), number, error)), OUTCOMES["none", error.kind], False
+            return encoded(refusal(id_of(document), number, error)), OUTCOMES["none", error.kind], False
         if plain and len(request.image) <= _MAX_MODEL_IMAGE:
             answer, counter = self._answer(replace(request, service=self._id), facts, self._line)
-            model = _encoded(answer).replace(b'"%s"' % self._line.encode(), _LINE_HOLE).replace(self._id.encode(), _ID_HOLE)
+            model = encoded(answer).replace(b'"%s"' % self._line.encode(), LINE_HOLE).replace(self._id.encode(), ID_HOLE)
             return model, counter, True
         answer, counter = self._answer(request, facts, number)
-        return _encoded(answer), counter, False
+        return encoded(answer), counter, False
 
     def _answer(self, request: Request, facts: ImageFacts, line: int | str) -> tuple[Answer, int]:
         try:
             choice = choose(request, facts, self._shape)
         except (ConfigError, RouteToPeer) as error:
-            return _refusal(request.service, line, error), OUTCOMES["none", error.kind]
+            return refusal(request.service, line, error), OUTCOMES["none", error.kind]
         return {"id": request.service, "target": choice.target, "rule": choice.rule}, OUTCOMES[choice.target, choice.rule]
 
 
@@ -120,7 +120,7 @@ def request_of(job: JobLine) -> Request:
     return Request(service=job.id, image=fastpath.canonical(job.image), runtime=job.runtime, labels=job.labels, platform=platform)
 
 
-def _refusal(name: str | None, line: int | str, error: DriverError) -> Answer:
+def refusal(name: str | None, line: int | str, error: DriverError) -> Answer:
     fields = {key: shortened(value) for key, value in error.fields().items()}
     return {"id": name, "line": line, "error": {"kind": error.kind, "message": shortened(str(error)), **fields}}
 
@@ -129,11 +129,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
-def _encoded(answer: Answer) -> bytes:
+def encoded(answer: Answer) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-def _id_of(document: dict[str, Any]) -> str | None:
+def id_of(document: dict[str, Any]) -> str | None:
     name = document.get("id")
     return shortened(name) if isinstance(name, str) else None
 
