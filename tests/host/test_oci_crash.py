@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), p
 NAMES = [step.name for step in STEPS]
 
 
-def replaced(name: str, do: object) -> tuple[Step, ...]:
-    return tuple(dataclasses.replace(step, do=do) if step.name == name else step for step in STEPS)  # type: ignore[arg-type]
+def replaced(name: str, do: Callable[[Making], Awaitable[None]]) -> tuple[Step, ...]:
+    return tuple(dataclasses.replace(step, do=do) if step.name == name else step for step in STEPS)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["instead", "after"])

@@ -71,7 +71,10 @@ class Step:
 
 
 def _plain(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else dataclasses.asdict(value)  # type: ignore[call-overload] # a spec has nothing else
+    """The parts of a spec that JSON does not know: mappings, and frozen values in it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}  # type: ignore[arg-type]  # all else is a dataclass
 
 
 async def make_container(making: Making, steps: tuple[Step, ...]) -> Container:
