@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from collections.abc import AsyncIterator, Sequence
@@ -11,10 +12,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from zlayer_driver.config import Transport
-from zlayer_driver.host import netns
+from zlayer_driver.host import netns, wireguard
 from zlayer_driver.overlay.overlay import Overlay
 from zlayer_driver.overlay.plan import PORTS, Peer, Plan, Subnets
 
+_serials = itertools.count(os.getpid() * 64)
 NETWORK = Subnets.of("10.88.0.0/16", "fd88::/48")
 
 
@@ -26,9 +28,9 @@ def run(argv: Sequence[str], *, namespace: Path | None = None, check: bool = Tru
     return done.stdout
 
 
-def ping(namespace: Path, address: object, *, count: int = 1, size: int = 56) -> bool:
+def ping(namespace: Path, address: object, *, count: int = 1, wait_s: int = 2) -> bool:
     """Whether every echo came back."""
-    out = run(["busybox", "ping", "-c", str(count), "-W", "2", "-s", str(size), str(address)], namespace=namespace, check=False)
+    out = run(["busybox", "ping", "-c", str(count), "-W", str(wait_s), str(address)], namespace=namespace, check=False)
     return " 0% packet loss" in out
 
 
@@ -39,6 +41,7 @@ class Host:
     number: int
     root: Path
     transport: Transport
+    serial: int
     overlays: list[Overlay] = field(default_factory=list)
 
     @property
@@ -62,7 +65,7 @@ class Host:
             transport=self.transport,
             port=PORTS[self.transport],
             vni=42,
-            bridge=f"z{os.getpid() % 4096:x}{self.number}",
+            bridge=f"z{self.serial % 65536:x}{self.number}",
         )
         return replace(plan, **changes)  # type: ignore[arg-type]  # the fields' own types are checked where they are used
 
@@ -94,6 +97,7 @@ class Host:
 
     def crash(self) -> None:
         """The node is gone, with all that it had."""
+        wireguard.stop(self.plan().device)
         for path in self.root.glob(f"c{self.number}-*"):
             netns.remove(path)
         if self.namespace.exists():
@@ -106,6 +110,7 @@ class Lab:
     def __init__(self, root: Path, transport: Transport = Transport.VXLAN) -> None:
         self.root = root
         self.transport = transport
+        self.serial = next(_serials)  # WireGuard's sockets are by link name, whatever the namespace
         self.switch = root / "switch"
         self.hosts: list[Host] = []
         netns.make(self.switch)
@@ -113,7 +118,7 @@ class Lab:
         run(["ip", "link", "set", "sw0", "up"], namespace=self.switch)
 
     def host(self, number: int) -> Host:
-        host = Host(number, self.root, self.transport)
+        host = Host(number, self.root, self.transport, self.serial)
         self.hosts.append(host)
         self.plug(host)
         return host
@@ -125,8 +130,12 @@ class Lab:
         run(["ip", "link", "add", port, "type", "veth", "peer", "name", "un0", "netns", str(host.namespace)], namespace=self.switch)
         run(["ip", "link", "set", port, "master", "sw0", "up"], namespace=self.switch)
         run(["ip", "addr", "add", f"{host.endpoint}/24", "dev", "un0"], namespace=host.namespace)
+        run(["sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"], namespace=host.namespace)
         for link in ("lo", "un0"):
             run(["ip", "link", "set", link, "up"], namespace=host.namespace)
+
+    def unplug(self, host: Host) -> None:
+        run(["ip", "link", "del", f"port{host.number}"], namespace=self.switch, check=False)  # the kernel may have been quicker
 
     async def close(self) -> None:
         for host in self.hosts:

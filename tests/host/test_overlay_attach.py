@@ -108,6 +108,7 @@ async def test_a_plugin_killed_in_an_attach_is_repaired_by_the_next(host: Host, 
     with monkeypatch.context() as patched:
         patched.setattr(core.netns, step, die)
         patched.setattr(core.netns, "_take_out", lambda lease: False)
+        patched.setattr(core.leases, "leave", lambda owner: None)
         patched.setattr(core.netns, "reap", lambda: None)
         with pytest.raises(KeyboardInterrupt):
             await asyncio.wrap_future(killed._worker._thread.submit(core.netns.attach, "c", str(place)))  # type: ignore[union-attr]  # it is open

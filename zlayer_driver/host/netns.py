@@ -37,21 +37,24 @@ def enter(fd: int) -> None:
 
 
 @contextmanager
-def visit(path: str) -> Iterator[None]:
-    """The calling thread is in the namespace at ``path`` for as long as the context lasts; nothing may be awaited in it."""
-    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+def opened(path: str = _OWN) -> Iterator[int]:
+    """An fd of the namespace at ``path``: by default, of the calling thread's."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            enter(there)
-        finally:
-            os.close(there)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def visit(there: int) -> Iterator[None]:
+    """The calling thread is in another namespace for as long as the context lasts; nothing may be awaited in it."""
+    with opened() as home:
+        enter(there)
         try:
             yield
         finally:
             enter(home)
-    finally:
-        os.close(home)
 
 
 class Worker:
@@ -85,7 +88,7 @@ def make(path: Path) -> bool:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o444)
-    with visit(_OWN):
+    with opened() as home, visit(home):
         _check(_libc.unshare(_CLONE_NEWNET), "unshare")
         mount(_OWN, path, "", _MS_BIND)
     return True

@@ -67,7 +67,7 @@ class Fabric:
                 ]
             )
         )
-        self._forward_packets()
+        self._set_kernel_options()
 
     def _underlay(self) -> Link:
         """The link that has the address at which peers reach this node."""
@@ -103,10 +103,20 @@ class Fabric:
         if self._tunnel is None:
             raise NetworkError("the overlay's transport is WireGuard, and the node has no tunnel")
         self._tunnel.ensure()
-        return messages.links(self._sock)[self._plan.device]
+        if device := messages.links(self._sock).get(self._plan.device):
+            return device
+        raise NetworkError(
+            f"a WireGuard process has the name {self._plan.device} in another network namespace", hint="name another overlay.bridge"
+        )
 
-    def _forward_packets(self) -> None:
-        """Lets packets pass between bridge and transport, and between no other links where the kernel can tell them apart."""
+    def _set_kernel_options(self) -> None:
+        """Lets packets pass between bridge and transport, and between no other links where the kernel can tell them apart.
+
+        The bridge does not probe for a double of its link-local address, without which it asks for no neighbour: the first second's packets
+        would be lost. Its MAC is the node's alone.
+        """
+        if self._plan.subnets.v6:
+            (_SYSCTL / "ipv6/conf" / self._plan.bridge / "accept_dad").write_text("0")
         for name in (self._plan.bridge, self._plan.device):
             (_SYSCTL / "ipv4/conf" / name / "forwarding").write_text("1")
             if self._plan.subnets.v6:

@@ -8,7 +8,6 @@ only after its link.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -54,6 +53,7 @@ class HostNetns:
         self._sock = sock
         self._pair = self._pair_template()
         self._inside = self._inside_template()
+        self._out = Template(messages.link_out(_BLANK_NAME, group=_OUT), {"name": _BLANK_NAME.encode()})
 
     def attach(self, owner: str, place: str) -> Attachment:
         """Gives the namespace at ``place`` an interface, an address per family, and routes; again, it repairs what a crash left out.
@@ -61,13 +61,14 @@ class HostNetns:
         On failure nothing of it is left.
         """
         lease = self._leases.take(owner, place)
+        attachment = self._attachment(lease)
         try:
-            self._join(lease)
+            self._join(attachment)
         except BaseException:
             self._take_out(self._leases.leave(owner) or lease)
             self.reap()
             raise
-        return self._attachment(lease)
+        return attachment
 
     def detach(self, owner: str) -> bool:
         """Takes it out of traffic at once; whether there is now something to `reap`. Of an unknown owner, nothing."""
@@ -105,37 +106,35 @@ class HostNetns:
         link = self._plan.link(lease.number) if lease.place else ""
         return Attachment(lease.owner, self._plan.subnets.at(lease.number), link, lease.place)
 
-    def _join(self, lease: Lease) -> None:
-        mac = container_mac(self._plan.subnets.at(lease.number)[0])
-        with _open(lease.place) as fd:
-            self._make_pair(lease, mac, fd)
-        with netns.visit(lease.place), Socket() as inside:
-            inside.send(self._settings(lease, socket.if_nametoindex(INTERFACE)))
+    def _join(self, wanted: Attachment) -> None:
+        with netns.opened(wanted.place) as there:
+            self._make_pair(wanted, there)
+            with netns.visit(there), Socket() as inside:
+                inside.send(self._settings(wanted, socket.if_nametoindex(INTERFACE)))
 
-    def _make_pair(self, lease: Lease, mac: str, fd: int) -> None:
-        name = self._plan.link(lease.number)
-        values = {"name": name.encode().ljust(len(_BLANK_NAME), b"\0"), "mac": bytes.fromhex(mac.replace(":", "")), "fd": _INT.pack(fd)}
+    def _make_pair(self, wanted: Attachment, there: int) -> None:
+        mac = container_mac(wanted.addresses[0])
+        values = {"name": _name(wanted.link), "mac": _mac(mac), "fd": _INT.pack(there)}
         try:
             self._sock.send(self._pair.fill(values))
         except FileExistsError:
-            if self._is_joined(name, lease.place, mac):
+            if self._is_joined(wanted, there, mac):
                 return
             with _absent_is_fine():
-                self._sock.send(messages.link_gone(name))
+                self._sock.send(messages.link_gone(wanted.link))
             self._sock.send(self._pair.fill(values))
 
-    def _is_joined(self, name: str, place: str, mac: str) -> bool:
+    def _is_joined(self, wanted: Attachment, there: int, mac: str) -> bool:
         """Whether the pair is there already, as it should be: of an attach that a crash cut short, or that is repeated."""
-        outer = messages.links(self._sock).get(name)
-        with netns.visit(place), Socket() as inside:
+        outer = messages.links(self._sock).get(wanted.link)
+        with netns.visit(there), Socket() as inside:
             inner = messages.links(inside).get(INTERFACE)
         if inner and inner.mac != mac:
-            raise NetworkError(f"the namespace {place} has an interface {INTERFACE} of somebody else's")
+            raise NetworkError(f"the namespace {wanted.place} has an interface {INTERFACE} of somebody else's")
         return bool(inner and outer and outer.up and outer.master == self._fabric.bridge and outer.peer == inner.index)
 
-    def _settings(self, lease: Lease, index: int) -> Batch:
-        addresses = self._plan.subnets.at(lease.number)
-        blanks = {f"v{address.version}": address.packed for address in addresses}
+    def _settings(self, wanted: Attachment, index: int) -> Batch:
+        blanks = {f"v{address.version}": address.packed for address in wanted.addresses}
         return self._inside.fill({"index": _INT.pack(index), **blanks})
 
     def _take_out(self, lease: Lease) -> bool:
@@ -143,7 +142,7 @@ class HostNetns:
             self._leases.release(lease)
             return False
         with _absent_is_fine():
-            self._sock.send(messages.link_out(self._plan.link(lease.number), group=_OUT))
+            self._sock.send(self._out.fill({"name": _name(self._plan.link(lease.number))}))
         return True
 
     def _pair_template(self) -> Template:
@@ -155,8 +154,7 @@ class HostNetns:
             peer_mac=_BLANK_MAC,
             peer_netns_fd=_BLANK_FD,
         )
-        mac = bytes.fromhex(_BLANK_MAC.replace(":", ""))
-        return Template(batch, {"name": _BLANK_NAME.encode(), "mac": mac, "fd": _INT.pack(_BLANK_FD)})
+        return Template(batch, {"name": _BLANK_NAME.encode(), "mac": _mac(_BLANK_MAC), "fd": _INT.pack(_BLANK_FD)})
 
     def _inside_template(self) -> Template:
         blanks = {"index": _INT.pack(_BLANK_INDEX)}
@@ -172,13 +170,13 @@ class HostNetns:
         return Template(Batch.join([*settings, messages.link_up(_BLANK_INDEX), *routes]), blanks)
 
 
-@contextmanager
-def _open(place: str) -> Iterator[int]:
-    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _name(link: str) -> bytes:
+    """As it fills a blank name: the kernel reads up to the first zero."""
+    return link.encode().ljust(len(_BLANK_NAME), b"\0")
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 @contextmanager

@@ -24,11 +24,16 @@ _SCHEMA = """
     CREATE TABLE IF NOT EXISTS boot (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-# The first free number from ?1 on that is below ?2: ?1 itself, or one after a number in use.
+# The first free number from one on, below ?3: that one itself, or the one after a number in use.
 _FREE = """
-    SELECT min(candidate) FROM (SELECT ?1 AS candidate UNION ALL SELECT number + 1 FROM lease WHERE number >= ?1)
-    WHERE candidate < ?2 AND candidate NOT IN (SELECT number FROM lease)
+    (SELECT min(candidate) FROM (SELECT {0} AS candidate UNION ALL SELECT number + 1 FROM lease WHERE number >= {0})
+     WHERE candidate < ?3 AND candidate NOT IN (SELECT number FROM lease))
 """
+# One statement, so that it is a transaction of its own: ?4 is where to look first, ?5 where numbers begin.
+_TAKE = f"""
+    INSERT INTO lease (owner, place, number) VALUES (?1, ?2, coalesce({_FREE.format("?4")}, {_FREE.format("?5")}))
+    ON CONFLICT (owner) DO UPDATE SET place = excluded.place, leaving = 0 RETURNING number
+"""  # noqa: S608  # of this file's own text
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +70,37 @@ class Leases:
     def close(self) -> None:
         self._db.close()
 
-    def take(self, owner: str, place: str, *, number: int | None = None) -> Lease:
-        """The owner's lease: the one it has, else a number that nobody has. Numbers go round, so that a freed one rests for a while.
+    def take(self, owner: str, place: str) -> Lease:
+        """The owner's lease: the one it has, else a number that nobody has. Numbers go round, so that a freed one rests for a while."""
+        try:
+            ((number,),) = self._db.execute(_TAKE, (owner, place, self._numbers.stop, self._next, self._numbers.start)).fetchall()
+        except sqlite3.IntegrityError:  # no number is free: the null that comes instead is refused, whoever the owner is
+            if held := self.find(owner):
+                return self._retaken(held, place)
+            raise NetworkError(
+                f"all {len(self._numbers)} addresses of this node are given", hint="give it a larger subnet", recoverable=True
+            ) from None
+        self._next = number + 1
+        return Lease(owner, number, place)
 
-        `NetworkError` if all are given, or ``number`` is another's.
-        """
-        self._db.execute("BEGIN IMMEDIATE")
-        with self._db:
-            if (held := self.find(owner)) and number in (None, held.number):
-                self._db.execute("UPDATE lease SET place = ?, leaving = 0 WHERE owner = ?", (place, owner))
-                return Lease(owner, held.number, place)
-            given = self._checked(owner, number) if number is not None else self._free()
-            self._db.execute("INSERT INTO lease (owner, number, place) VALUES (?, ?, ?)", (owner, given, place))
-            self._next = given + 1
-            return Lease(owner, given, place)
-
-    def _checked(self, owner: str, number: int) -> int:
+    def hold(self, owner: str, number: int) -> Lease:
+        """The lease of a number that was given elsewhere; `NetworkError` if it is another's, or not of this node."""
+        if number not in self._numbers:
+            raise NetworkError(f"cannot give address number {number} to {owner!r}: it is not in the node's subnet")
+        self._db.execute("INSERT INTO lease (owner, number, place) VALUES (?, ?, '') ON CONFLICT DO NOTHING", (owner, number))
         holder = self._rows("WHERE owner = ? OR number = ?", owner, number)
-        if number not in self._numbers or holder:
-            reason = f"{holder[0].owner!r} has number {holder[0].number}" if holder else "it is not in the node's subnet"
-            raise NetworkError(f"cannot give address number {number} to {owner!r}: {reason}")
-        return number
+        if [(lease.owner, lease.number) for lease in holder] != [(owner, number)]:
+            raise NetworkError(f"cannot give address number {number} to {owner!r}: {holder[0].owner!r} has number {holder[0].number}")
+        return holder[0]
 
-    def _free(self) -> int:
-        for first in (self._next, self._numbers.start):
-            (found,) = self._db.execute(_FREE, (first, self._numbers.stop)).fetchone()
-            if found is not None:
-                return int(found)
-        raise NetworkError(f"all {len(self._numbers)} addresses of this node are given", hint="give it a larger subnet", recoverable=True)
+    def _retaken(self, held: Lease, place: str) -> Lease:
+        self._db.execute("UPDATE lease SET place = ?, leaving = 0 WHERE owner = ?", (place, held.owner))
+        return Lease(held.owner, held.number, place)
 
     def leave(self, owner: str) -> Lease | None:
         """Marks a lease as one to let go; ``None`` if there is none."""
-        self._db.execute("UPDATE lease SET leaving = 1 WHERE owner = ?", (owner,))
-        return self.find(owner)
+        found = self._db.execute("UPDATE lease SET leaving = 1 WHERE owner = ? RETURNING number, place", (owner,)).fetchall()
+        return Lease(owner, found[0][0], found[0][1], leaving=True) if found else None
 
     def release(self, lease: Lease) -> None:
         """Frees the number, unless the owner has taken it anew meanwhile."""

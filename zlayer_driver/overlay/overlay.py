@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -34,19 +35,17 @@ class Core:
     """What the thread owns. Made, used and closed in it."""
 
     def __init__(self, plan: Plan, state_dir: Path) -> None:
-        self.plan = plan
-        self.leases = Leases(state_dir / "leases.db", plan.subnets.numbers())
-        self.socket = Socket()
-        self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
-        self.fabric = Fabric(plan, self.socket, self.tunnel)
-        self.fabric.build()
-        self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
-        self.netns.sweep()
-        self.fabric.set_peers(plan.peers)
-
-    def close(self) -> None:
-        self.socket.close()
-        self.leases.close()
+        with ExitStack() as stack:
+            self.plan = plan
+            self.leases = stack.enter_context(closing(Leases(state_dir / "leases.db", plan.subnets.numbers())))
+            self.socket = stack.enter_context(Socket())
+            self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
+            self.fabric = Fabric(plan, self.socket, self.tunnel)
+            self.fabric.build()
+            self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
+            self.netns.sweep()
+            self.fabric.set_peers(plan.peers)
+            self.close = stack.pop_all().close
 
 
 class Overlay:
@@ -71,8 +70,9 @@ class Overlay:
 
     async def call(self, work: Callable[Concatenate[Core, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``work`` gives, in the overlay's thread; opens the overlay first."""
-        await self.open()
-        assert self._worker is not None and self._core is not None  # noqa: S101, PT018  # what `open` has just made
+        if self._worker is None or self._core is None:
+            await self.open()
+            return await self.call(work, *args, **kwargs)
         return await _told(self._worker.run(work, self._core, *args, **kwargs))
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -94,7 +94,7 @@ class Overlay:
     async def register(self, owner: str, address: str) -> Attachment:
         """Attach kind ``host_ip``: the address belongs to an endpoint that exists already; it is held for its owner."""
         number = int(ip_address(address)) - int(self.plan.subnets.v4.network_address)
-        lease = await self.call(lambda core: core.leases.take(owner, "", number=number))
+        lease = await self.call(lambda core: core.leases.hold(owner, number))
         return Attachment(owner, self.plan.subnets.at(lease.number))
 
     async def lease(self, owner: str) -> Attachment:

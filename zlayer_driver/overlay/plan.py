@@ -53,7 +53,7 @@ class Subnets:
 
     def at(self, number: int) -> tuple[Address, ...]:
         """The addresses with this number, IPv4 first."""
-        return tuple(subnet[number] for subnet in self.each())
+        return tuple(subnet.network_address + number for subnet in self.each())
 
     def numbers(self) -> range:
         """What containers may get: neither the network's own address nor, in IPv4, the broadcast address."""

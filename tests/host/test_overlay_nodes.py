@@ -1,0 +1,174 @@
+"""Three nodes on one underlay: containers reach each other by address, over both transports, while peers come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.host.overlay_lab import Host, Lab, lab, ping, run
+from zlayer_driver.config import Transport
+from zlayer_driver.overlay import keys
+from zlayer_driver.overlay.host_netns import Attachment
+
+pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "busybox"), pytest.mark.timeout(180)]
+
+INNER_MTU = {Transport.VXLAN: 1450, Transport.WIREGUARD: 1440}
+
+
+class Node:
+    """A host with one attached container."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.overlay = host.overlay()
+        self.place = host.container("c")
+        self.public_key = keys.load(host.state_dir / "wireguard.key").public if host.transport is Transport.WIREGUARD else ""
+        self.attached: Attachment | None = None
+
+    async def start(self) -> None:
+        self.attached = await self.overlay.attach("c", str(self.place))
+
+    @property
+    def addresses(self) -> tuple[object, ...]:
+        assert self.attached
+        return self.attached.addresses
+
+
+async def introduce(nodes: list[Node]) -> None:
+    for node in nodes:
+        await node.overlay.set_peers([other.host.peer(other.public_key) for other in nodes if other is not node])
+
+
+@pytest.fixture(params=[Transport.VXLAN, pytest.param(Transport.WIREGUARD, marks=pytest.mark.needs("wireguard-go"))])
+async def made(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Lab]:
+    async with lab(tmp_path, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+async def nodes(made: Lab) -> list[Node]:
+    found = [Node(made.host(number)) for number in (1, 2, 3)]
+    for node in found:
+        await node.start()
+    await introduce(found)
+    return found
+
+
+async def reaches(node: Node, other: Node, *, count: int = 1, wait_s: int = 10) -> list[object]:
+    """The addresses of the other container that answered. WireGuard repeats a handshake that came too early after five seconds."""
+    return [address for address in other.addresses if await asyncio.to_thread(ping, node.place, address, count=count, wait_s=wait_s)]
+
+
+async def test_containers_reach_each_other_in_both_families(nodes: list[Node]) -> None:
+    for node in nodes:
+        for other in nodes:
+            assert await reaches(node, other) == [*other.addresses], (node.place, other.place)
+    assert await asyncio.to_thread(ping, nodes[0].host.namespace, nodes[1].addresses[0])
+
+
+async def test_the_mtu_is_what_the_underlay_leaves(nodes: list[Node]) -> None:
+    one, two, _ = nodes
+    mtu = INNER_MTU[one.host.transport]
+    for size, passes in ((mtu - 28, True), (mtu - 27, False)):
+        argv = ["python3", "-c", _DF_PROBE, str(two.addresses[0]), str(size)]
+        assert await asyncio.to_thread(run, argv, namespace=one.place) == f"{passes}\n"
+
+
+async def test_nothing_is_broadcast_between_nodes(made: Lab) -> None:
+    """A container that asks for an address that nobody has sends nothing to the other nodes."""
+    if made.transport is Transport.WIREGUARD:
+        return  # it carries no broadcasts by its nature
+    one, two = Node(made.host(1)), Node(made.host(2))
+    for node in (one, two):
+        await node.start()
+    await introduce([one, two])
+    before = _received(two)
+    assert not await asyncio.to_thread(ping, one.place, "10.88.1.200", wait_s=1)
+    assert not await asyncio.to_thread(ping, one.place, "10.88.9.9", wait_s=1)
+    assert _received(two) == before
+
+
+async def test_a_peer_joins_and_leaves_while_traffic_flows(made: Lab, nodes: list[Node]) -> None:
+    one, two, three = nodes
+    stream = asyncio.create_task(reaches(one, two, count=4))
+    late = Node(made.host(4))
+    await late.start()
+    await introduce([one, two, three, late])
+    assert len(await reaches(late, one)) == 2
+    await introduce([one, two, late])
+    assert not await reaches(one, three, wait_s=1)
+    await introduce([one, two])
+    assert len(await stream) == 2
+
+
+async def test_a_node_that_crashed_and_came_back_is_reached_again(made: Lab, nodes: list[Node]) -> None:
+    one, two, _ = nodes
+    await two.host.close()
+    two.host.crash()
+    made.unplug(two.host)
+    assert not await reaches(one, two, wait_s=1)
+    made.plug(two.host)
+    reborn = nodes[1] = Node(two.host)
+    await reborn.start()
+    await introduce(nodes)
+    assert len(await reaches(reborn, one)) == 2
+    assert len(await reaches(one, reborn)) == 2
+
+
+async def test_the_next_process_takes_over_without_a_packet_lost(nodes: list[Node]) -> None:
+    one, two, three = nodes
+    stream = asyncio.create_task(reaches(one, two, count=4))
+    await one.host.close()
+    one.overlay = one.host.overlay(peers=tuple(other.host.peer(other.public_key) for other in (two, three)))
+    await one.overlay.open()
+    assert len(await stream) == 2
+    assert (await one.overlay.attach("c", str(one.place))).addresses == one.addresses
+
+
+@pytest.mark.needs("iperf3")
+async def test_throughput_is_that_of_a_tunnel_made_by_hand(made: Lab) -> None:
+    """Not a benchmark: a tunnel that falls back to fragments or software loops is slower by an order of magnitude."""
+    if made.transport is Transport.WIREGUARD:
+        return  # its speed is the userspace program's
+    one, two = Node(made.host(1)), Node(made.host(2))
+    for node in (one, two):
+        await node.start()
+    await introduce([one, two])
+    ours = await asyncio.to_thread(_throughput, one.place, two.place, str(two.addresses[0]))
+    underlay = await asyncio.to_thread(_throughput, one.host.namespace, two.host.namespace, two.host.endpoint)
+    assert ours > underlay / 20
+
+
+def _received(node: Node) -> str:
+    shown = json.loads(run(["ip", "-j", "-s", "link", "show", node.overlay.plan.device], namespace=node.host.namespace))
+    return str(shown[0]["stats64"]["rx"])
+
+
+def _throughput(client: Path, server: Path, address: str) -> float:
+    """Bits a second over a second of TCP."""
+    argv = ["nsenter", f"--net={server}", "iperf3", "-s", "-1", "--forceflush"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as listening:
+        assert listening.stdout
+        while "Server listening" not in listening.stdout.readline():
+            assert listening.poll() is None
+        found = json.loads(run(["iperf3", "-c", address, "-t", "1", "-J"], namespace=client))
+        listening.stdout.read()
+    return float(found["end"]["sum_received"]["bits_per_second"])
+
+
+# Sends one datagram of a size that may not be fragmented, and says whether the system took it.
+_DF_PROBE = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+try:
+    sender.sendto(bytes(int(sys.argv[2])), (sys.argv[1], 9))
+    print(True)
+except OSError:
+    print(False)
+"""
