@@ -60,12 +60,14 @@ cdef extern from "Python.h":
 cdef int ATTEMPTS = 8
 cdef int MAX_BLOB_BYTES = 32 << 20
 cdef Py_ssize_t MAX_MEMO = 65536
+cdef int WATCH_AFTER_LOOKS = 8  # who asks once or twice does not pay for a watch, whose end takes the kernel milliseconds
 cdef long long LOOK_EVERY_MS = 250  # also when nothing was heard: a link or folder further up may have changed
 
 cdef object LINUX = OS.LINUX
 cdef object WINDOWS = OS.WINDOWS
 cdef object DARWIN = OS.DARWIN
 cdef object NO_FACTS = ImageFacts()
+cdef dict ANSWERS = {}  # equal answers are one object; emptied when they are many
 
 cdef str text_of(Slice text):
     return None if text.at == NULL else PyUnicode_DecodeUTF8(text.at, text.size, "replace")
@@ -113,8 +115,8 @@ cdef bytes encoded(bytes prefix, str ref):
         return None
 
 
-def sanitize(str ref not None) -> str:
-    """The directory name under which ZLayer keeps a natively built image."""
+cdef str directory_name(str ref):
+    cdef Py_ssize_t i
     cdef Py_ssize_t size = len(ref)
     cdef const char* text
     cdef char* out
@@ -125,12 +127,24 @@ def sanitize(str ref not None) -> str:
     name = PyUnicode_New(size, 127)
     out = <char*>PyUnicode_DATA(name)
     for i in range(size):
-        out[i] = b"_" if text[i] == b"/" or text[i] == b":" or text[i] == b"@" else text[i]
+        out[i] = c"_" if (text[i] == c"/") | (text[i] == c":") | (text[i] == c"@") else text[i]
     return name
 
 
+def sanitize(str ref not None) -> str:
+    """The directory name under which ZLayer keeps a natively built image."""
+    return directory_name(ref)
+
+
 def sanitize_many(refs) -> list:
-    return [sanitize(ref) for ref in refs]
+    cdef str ref
+    return [directory_name(checked(ref)) for ref in refs]
+
+
+cdef inline str checked(str ref):
+    if ref is None:
+        raise TypeError("a reference is text, not None")
+    return ref
 
 
 def parse(str ref not None) -> Reference:
@@ -145,8 +159,7 @@ def parse(str ref not None) -> Reference:
     )
 
 
-def canonical(str ref not None) -> str:
-    """The one spelling of a reference that all caches use; a text that is no reference stays as it is."""
+cdef str canonical_name(str ref):
     cdef Parts parts
     cdef str out
     if parse_text(ref, &parts) != FAULT_NONE:
@@ -158,13 +171,19 @@ def canonical(str ref not None) -> str:
     return out
 
 
+def canonical(str ref not None) -> str:
+    """The one spelling of a reference that all caches use; a text that is no reference stays as it is."""
+    return canonical_name(ref)
+
+
 def canonical_many(refs) -> list:
-    return [canonical(ref) for ref in refs]
+    cdef str ref
+    return [canonical_name(checked(ref)) for ref in refs]
 
 
 def cache_keys(str ref not None) -> tuple:
     """The blob cache's keys for an image's manifest, its manifest digest, and its name as typed."""
-    name = canonical(ref)
+    name = canonical_name(ref)
     return f"manifest:{name}", f"manifest:digest-{name}", f"manifest-orig:{name}"
 
 
@@ -231,7 +250,8 @@ cdef class BlobCache:
     cdef State _state  # of the files, when they were last looked at
     cdef dict _memo  # reference -> (facts, unreadable), as of `_state`
     cdef unsigned long _forks, _events
-    cdef long long _looked_ms
+    cdef long long _looked_ms, _located_ms
+    cdef int _looks
     cdef bint _watching, _spilled_manifest, _closed
 
     def __cinit__(self, path):
@@ -335,10 +355,12 @@ cdef class BlobCache:
         quiet = self._watching and watch_count() == self._events
         if quiet and now_ms - self._looked_ms < LOOK_EVERY_MS:
             return True
-        if not self._watching or now_ms - self._looked_ms >= LOOK_EVERY_MS:
+        if self._file is None or now_ms - self._located_ms >= LOOK_EVERY_MS:
             self._locate()
-        self._watching = watch_folder(PyBytes_AS_STRING(self._folder))
-        self._events = watch_count()
+            self._located_ms = now_ms
+        self._looks += 1
+        self._watching = self._looks > WATCH_AFTER_LOOKS and watch_folder(PyBytes_AS_STRING(self._folder))
+        self._events = watch_count() if self._watching else 0
         self._looked_ms = now_ms
         self._observe(&self._state)
         if same_state(&before, &self._state) and (quiet or unguarded(self._state.mode)):
@@ -530,7 +552,7 @@ cdef class BlobCache:
                 return NO_FACTS, False
             marker = string_of(answers.found[MARKER])
             if not is_sha256(answers.found[DIGEST]):
-                return ImageFacts(marker=marker), False
+                return answer_of(None, marker, None, False)
             memcpy(digest, answers.found[DIGEST].at, 71)  # the page that it stands on may go when the config is read
             return self._config(Slice(&digest[0], 71), marker)
         finally:
@@ -549,12 +571,22 @@ cdef class BlobCache:
             except CacheError:  # a damaged page: what the manifest says still holds
                 pass
             if not there:
-                return ImageFacts(marker=marker), False
+                return answer_of(None, marker, None, False)
             if not read_answers(config, &CONFIG_SCHEMA, &answers):
-                return ImageFacts(marker=marker), True
-            return ImageFacts(os_of(answers.found[OS_NAME]), marker, string_of(answers.found[ISOLATION])), False
+                return answer_of(None, marker, None, True)
+            return answer_of(os_of(answers.found[OS_NAME]), marker, string_of(answers.found[ISOLATION]), False)
         finally:
             free(spill.at)
+
+
+cdef tuple answer_of(os_, str marker, str isolation, bint unreadable):
+    cdef tuple key = (os_, marker, isolation, unreadable)
+    cdef tuple answer = ANSWERS.get(key)
+    if answer is None:
+        if len(ANSWERS) >= 1024:
+            ANSWERS.clear()
+        answer = ANSWERS[key] = (ImageFacts(os_, marker, isolation), unreadable)
+    return answer
 
 
 cdef bytes spill_name(Slice key):
@@ -576,7 +608,7 @@ cdef str spill_dir(str path):
 
 
 cdef object sidecar_os(str ref, list paths):
-    cdef str name = sanitize(ref)
+    cdef str name = directory_name(ref)
     cdef Buffer raw
     cdef Answers answers
     cdef bytes path
