@@ -167,6 +167,19 @@ def test_the_filter_opens_with_capabilities() -> None:
     assert "clone3" not in refused["names"]
 
 
+@pytest.mark.parametrize(("machine", "kin"), [("x86_64", "ld-linux.so.2"), ("aarch64", "ld-musl-armhf.so.1")])
+def test_the_filter_knows_the_32_bit_kin_of_images_that_have_its_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, kin: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert len(oci_security.architectures("amd64", tmp_path)) == 1
+    assert len(oci_security.architectures("386", tmp_path)) == 2
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("/usr/lib")
+    (tmp_path / "usr/lib" / kin).touch()
+    assert len(oci_security.architectures("amd64", tmp_path)) == 2
+
+
 def test_the_last_error_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_error(log) == ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from zlayer_driver.backends import oci_seccomp
 from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.host.rootfs import exists_in
 from zlayer_driver.model import Security
 
 Doc = dict[str, Any]
@@ -100,10 +101,24 @@ _MASKED = (
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+# By machine: its own system calls, those of its 32-bit kin, and the loaders that programs of that kin need.
 _ARCHITECTURES = {
-    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
-    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", ("/lib/ld-linux.so.2", "/lib/ld-musl-i386.so.1")),
+    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", ("/lib/ld-linux-armhf.so.3", "/lib/ld-musl-armhf.so.1")),
 }
+_NARROW = ("386", "arm")  # images that are 32-bit as a whole
+
+
+def architectures(image_arch: str, rootfs: Path) -> tuple[str, ...]:
+    """Whose system calls the filter knows; a program of any other is killed.
+
+    Compiling the filter for the 32-bit kin takes a quarter of a start, so only an image that is 32-bit, or has a 32-bit loader, pays for it.
+    """
+    if platform.machine() not in _ARCHITECTURES:
+        return ()
+    own, kin, loaders = _ARCHITECTURES[platform.machine()]
+    wanted = image_arch in _NARROW or any(exists_in(rootfs, loader) for loader in loaders)
+    return (own, kin) if wanted else (own,)
 
 
 def capabilities(security: Security) -> Doc:
@@ -124,11 +139,11 @@ def granted(security: Security) -> frozenset[str]:
     return (kept | added) & ours
 
 
-def kernel_guards(security: Security) -> Doc:
+def kernel_guards(security: Security, known: tuple[str, ...]) -> Doc:
     """The parts of the spec's ``linux`` object that fence the container in; nothing for a privileged one."""
     if security.privileged:
         return {}
-    profile = oci_seccomp.profile(granted(security), _ARCHITECTURES.get(platform.machine(), ()))
+    profile = oci_seccomp.profile(granted(security), known)
     return {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "seccomp": profile}
 
 

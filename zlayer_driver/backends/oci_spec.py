@@ -34,7 +34,7 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User)
             "namespaces": _namespaces(task),
             "resources": oci_resources.resources(task),
             "devices": oci_resources.devices(task),
-            **oci_security.kernel_guards(task.security),
+            **oci_security.kernel_guards(task.security, oci_security.architectures(image.arch, bundle.rootfs)),
             **_root_propagation(task.mounts),
         },
     }

@@ -35,6 +35,14 @@ def open_in(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
     return fd
 
 
+def exists_in(root: Path, path: str) -> bool:
+    try:
+        os.close(open_in(root, path, os.O_PATH))
+    except OSError:
+        return False
+    return True
+
+
 def read_in(root: Path, path: str, limit_bytes: int) -> bytes:
     """The first bytes of a regular file of the tree; empty if it has no such file. `InvalidSpec` if something else has its name."""
     try:
