@@ -14,7 +14,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import statistics
 import subprocess
@@ -149,7 +148,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.dir) as work, registry.running(Path(work)) as server:
         reference = server.push(built, "bench", "1")
         lowest = floors(built, asked.how, layers, Path(work, "raw"))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = Peers(reference, Path(work)).measure(asked.rounds)
     ours = statistics.median(seconds["zlayer"])
     print(
@@ -160,7 +158,7 @@ def main() -> None:
         print(f"{name:16} median {median:6.2f} s  min {min(taken):6.2f} s  {median / ours:5.2f} x ours")
     print(
         json.dumps({name: round(value, 3) for name, value in lowest.items()}),
-        f"ours / slower floor {ours / max(lowest.values()):.2f}, rss before {before} kB",
+        f"ours / slower floor {ours / max(lowest.values()):.2f}",
     )
 
 

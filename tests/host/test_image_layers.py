@@ -109,6 +109,13 @@ async def test_an_unlisted_root_keeps_what_it_was(store: ImageStore, tmp_path: P
     assert [attributes(pulled.layers[-1]) for pulled in (first, second)] == [(0o700, 7, 0), (0o755, 0, 0)]
 
 
+async def test_a_layer_may_occur_twice(store: ImageStore, tmp_path: Path) -> None:
+    pulled = await stack(store, tmp_path, LOWER, [member("d/.wh.a"), member("f", b"other"), member("x")], LOWER, [], [])
+    with mounted(pulled, tmp_path) as root:
+        assert names(root) == {"d", "d/a", "d/b", "f", "x"}
+        assert (root / "f").read_bytes() == b"f"
+
+
 async def test_layers_are_shared(store: ImageStore, tmp_path: Path) -> None:
     first = await stack(store, tmp_path, LOWER, [member("x")], name="first")
     second = await stack(store, tmp_path, LOWER, [member("y")], name="second")

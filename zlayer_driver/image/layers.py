@@ -53,7 +53,11 @@ class LayerStore:
         return any(path.is_dir() for path in self._paths(diff_ids))
 
     def find_all(self, diff_ids: Sequence[str]) -> tuple[Path, ...] | None:
-        """The directories of an image, bottom first, or ``None`` if one is missing. Those below an opaque root are left out."""
+        """The directories of an image, bottom first, or ``None`` if one is missing.
+
+        Those below an opaque root are left out. So are the lower ones of a layer that occurs again: the upper one decides every name that
+        they have, and overlayfs takes no directory twice.
+        """
         found: list[Path] = []
         for count in range(1, len(diff_ids) + 1):
             listed, bare, chained = self._paths(diff_ids[:count])
@@ -64,7 +68,7 @@ class LayerStore:
             if is_opaque(path):
                 found.clear()
             found.append(path)
-        return tuple(found)
+        return tuple(reversed(dict.fromkeys(reversed(found))))
 
     def _paths(self, diff_ids: Sequence[str]) -> tuple[Path, Path, Path]:
         names = _layer_id("layer", diff_ids[-1:]), _layer_id("bare", diff_ids[-1:]), _layer_id("chain", diff_ids)

@@ -15,9 +15,10 @@ from zlayer_driver.errors import WrongPlatform
 from zlayer_driver.image.cache import ImageCache
 from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import COMPRESSION, choose, parse_config, parse_manifest
-from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, until_done, verified
+from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
 from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest, Source
+from zlayer_driver.image.waiting import in_thread, until_done
 from zlayer_driver.model import PullProgress, Report
 
 T = TypeVar("T")
@@ -123,12 +124,12 @@ class Puller:
         try:
             check_platform(image.config, self._wanted, reference)
         except WrongPlatform:
-            await asyncio.to_thread(self._record, reference, image)  # so that the choice of a target knows the OS from now on
+            await in_thread(self._record, reference, image)  # so that the choice of a target knows the OS from now on
             raise
         with self._layers.hold():
             async with AsyncExitStack() as unfinished:
                 await self._fetch(source, image, reference, report, unfinished)
-            await asyncio.to_thread(self._record, reference, image)
+            await in_thread(self._record, reference, image)
         report(PullProgress(reference, "done"))
 
     def close(self) -> None:
@@ -155,21 +156,21 @@ class Puller:
             if self._layers.has(job.diff_ids):
                 return None
             made = await self._unpack(job, unfinished)
-            return None if await asyncio.to_thread(self._layers.keep, *made, job.diff_ids) else made
+            return None if await in_thread(self._layers.keep, *made, job.diff_ids) else made
 
     async def _settle(self, job: _Job, made: _Made | None, unfinished: AsyncExitStack) -> None:
         """Keeps a layer whose lower ones are there."""
         directory, unpacked = made or await self._unpack(job, unfinished)
-        if not await asyncio.to_thread(self._layers.keep, directory, unpacked, job.diff_ids):
+        if not await in_thread(self._layers.keep, directory, unpacked, job.diff_ids):
             below = self._layers.find_all(job.diff_ids[:-1]) or ()
             directory, unpacked = await self._unpack(job, unfinished, below)
-            await asyncio.to_thread(self._layers.keep, directory, unpacked, job.diff_ids)
+            await in_thread(self._layers.keep, directory, unpacked, job.diff_ids)
 
     async def _unpack(self, job: _Job, unfinished: AsyncExitStack, below: Sequence[Path] = ()) -> _Made:
         """Runs the layer's worker thread; it has ended when this returns, also when cancelled."""
         making = self._layers.making()
         directory = making.__enter__()
-        unfinished.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
+        unfinished.push_async_callback(in_thread, making.__exit__, None, None, None)
         async with self._slots, aclosing(job.pieces()) as pieces:
             bridge = Bridge(pieces)
             work = asyncio.get_running_loop().run_in_executor(self._threads, self._unpack_in_thread, job, bridge, directory, below)

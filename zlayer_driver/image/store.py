@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from zlayer_driver import fastpath
 from zlayer_driver.errors import ConfigError, NotFound, PullFailed
@@ -22,8 +21,9 @@ from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
 from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
-from zlayer_driver.image.stream import digest_of, until_done
+from zlayer_driver.image.stream import digest_of
 from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest
+from zlayer_driver.image.waiting import in_thread
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
 from zlayer_driver.readings import Pruned
 
@@ -31,8 +31,6 @@ __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 
 _LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
-P = ParamSpec("P")
-T = TypeVar("T")
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
 _Reports = list[Report]
 
@@ -95,7 +93,7 @@ class ImageStore:
         """An image from a directory or file (see `sources`), under ``reference`` or else under its own name."""
         await self._sweep()
         with ExitStack() as stack:
-            local = await _in_thread(stack.enter_context, open_source(source, self._limits))
+            local = await in_thread(stack.enter_context, open_source(source, self._limits))
             if not (reference or local.name):
                 raise ConfigError(f"{source} does not name its image", hint="give a reference for it")
             name = fastpath.canonical(reference or local.name)
@@ -235,15 +233,6 @@ class ImageStore:
                 await work(tell)
         finally:
             del self._flights[key]
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs to its end, which is waited for even if the caller is cancelled: what it opens then is closed."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)
-    finally:
-        await until_done(work)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
+from zlayer_driver.image.waiting import until_done
 
 PIECE = 1 * MIB  # largest piece that inflating gives
 _SLICE = 128 * 1024  # bytes given to an inflater at once
@@ -232,17 +233,3 @@ def _deliver(coming: Future[bytes | None], task: asyncio.Task[bytes | None]) -> 
         coming.set_exception(error)
     else:
         coming.set_result(task.result())
-
-
-async def until_done(work: asyncio.Future[Any]) -> None:
-    """Waits for the end of what cannot be cut short, also when cancelled; the cancellation is raised after it."""
-    cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            cancelled = True
-    if not work.cancelled():
-        work.exception()  # looked at, so that nobody is told of it again
-    if cancelled:
-        raise asyncio.CancelledError
