@@ -55,7 +55,7 @@ def test_the_schema_is_that_of_a_line(tmp_path: Path) -> None:
     code, out, _ = _place(tmp_path, "--schema")
     schema = json.loads(out)
     assert code == 0
-    assert set(schema["properties"]) == {"id", "image", "runtime", "labels", "platform"}
+    assert {"id", "image", "runtime", "labels", "platform", "config", "env"} <= set(schema["properties"])
     assert schema["required"] == ["id", "image"]
 
 

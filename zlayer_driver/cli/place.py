@@ -21,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from zlayer_driver import fastpath
 from zlayer_driver.choice import NodeShape
 from zlayer_driver.cli.output import command, show_rows
+from zlayer_driver.cli.submitting import Manner, batch_name, dry_run, submit
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import CacheError
 from zlayer_driver.model import OS, ImageFacts, PullPolicy, Target
@@ -28,7 +29,8 @@ from zlayer_driver.node import Node
 from zlayer_driver.nomad.batch import Batch, Chunk, chunks, read_facts
 from zlayer_driver.nomad.client import Access, Nomad
 from zlayer_driver.nomad.fleet import FleetNode, ask_fleet, read_fleet
-from zlayer_driver.nomad.placement import Decider, Facts, JobLine
+from zlayer_driver.nomad.jobs import SubmitLine, Work, works
+from zlayer_driver.nomad.placement import Answer, Decider, Facts
 from zlayer_driver.nomad.scoring import Fleet
 from zlayer_driver.nomad.spread import FleetBatch
 
@@ -59,7 +61,7 @@ class NodeShapeType(click.ParamType[NodeShape]):
 
 def _print_schema(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **JobLine.model_json_schema()}, indent=2))
+        click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **SubmitLine.model_json_schema()}, indent=2))
         context.exit()
 
 
@@ -84,6 +86,12 @@ def _print_schema(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.option("--format", "form", type=click.Choice(["ndjson", "table"]), default="ndjson", help="How decisions are printed.")
 @click.option("--summary", is_flag=True, help="Print how many jobs go where, instead of each.")
 @click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema, help="Print the JSON Schema of a line.")
+@click.option("--submit", is_flag=True, help="Hand the jobs to Nomad, as NOMAD_* variables say where it is, and follow them to their end.")
+@click.option("--dry-run", is_flag=True, help="Print the Nomad jobs that --submit would register, one a line.")
+@click.option("--resume", is_flag=True, help="With --submit: go on with a batch that was interrupted; nothing is submitted twice.")
+@click.option("--batch", metavar="NAME", help="Name of the batch in Nomad; that of FILE if not given.")
+@click.option("--pack", type=click.IntRange(1, 1000), default=1, help="With --submit: jobs that become groups of one Nomad job.")
+@click.option("--dispatch", metavar="JOB", default="", help="With --submit: dispatch this parameterised job for each line instead.")
 @click.pass_obj
 @command
 def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_json: bool, form: str, summary: bool, **options: Any) -> None:
@@ -93,21 +101,42 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
     """
     with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
         known = lru_cache(_KEPT_FACTS)(facts)
-        batch: Batch | FleetBatch
-        if options["fleet"]:
-            batch = FleetBatch(Fleet(fleet_nodes(options["fleet"])), known, explain=options["explain"])
-        else:
-            batch = Batch(Decider(node or here.composite.shape, known), options["workers"])
+        fleet = Fleet(fleet_nodes(options["fleet"])) if options["fleet"] else None
         with _watched(chunks(file), file) as work:
-            answers = batch.answers(work)
-            if summary:
-                for _ in answers:
-                    pass
-                show_summary(batch.counts, as_json=as_json)
+            if options["submit"] or options["dry_run"]:
+                all_good = _to_nomad(config, works(work, known, fleet), file.name, as_json=as_json, **options)
             else:
-                print_answers(answers, as_table=form == "table" and not as_json)
-    if any(target == "none" for target, _ in batch.counts):
+                shape = node or here.composite.shape
+                decided = (
+                    FleetBatch(fleet, known, explain=options["explain"]) if fleet else Batch(Decider(shape, known), options["workers"])
+                )
+                all_good = _decide(decided, work, summary=summary, as_json=as_json, as_table=form == "table")
+    if not all_good:
         raise click.exceptions.Exit(NOT_ALL_PLACED)
+
+
+def _decide(batch: Batch | FleetBatch, work: Iterable[Chunk], *, summary: bool, as_json: bool, as_table: bool) -> bool:
+    """Prints decisions, or how many there are of each kind; whether all have a place."""
+    answers = batch.answers(work)
+    if summary:
+        for _ in answers:
+            pass
+        show_summary(batch.counts, as_json=as_json)
+    else:
+        print_answers(answers, as_table=as_table and not as_json)
+    return all(target != "none" for target, _ in batch.counts)
+
+
+def _to_nomad(config: PluginConfig, found: Iterator[Work | Answer], file: str, *, as_json: bool, **options: Any) -> bool:
+    name = batch_name(options["batch"], file)
+    manner = Manner(
+        batch=name,
+        journal=Path(config.state_dir, "batches", f"{name}.ndjson"),
+        pack=options["pack"],
+        parent=options["dispatch"],
+        resume=options["resume"],
+    )
+    return dry_run(found, manner) if options["dry_run"] else submit(found, manner, as_json=as_json)
 
 
 def fleet_nodes(where: str) -> list[FleetNode]:

@@ -186,15 +186,17 @@ class Nomad:
 
 async def in_parallel(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], at_once: int = 16) -> list[Result]:
     """What ``call`` says of each item, in their order; the first failure ends the others and comes out."""
-    free = asyncio.Semaphore(at_once)
+    left = enumerate(items)
+    found: dict[int, Result] = {}
 
-    async def one(item: Item) -> Result:
-        async with free:
-            return await call(item)
+    async def work() -> None:
+        for number, item in left:
+            found[number] = await call(item)
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
+            for _ in range(at_once):
+                group.create_task(work())
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from failed
-    return [task.result() for task in tasks]
+    return [found[number] for number in sorted(found)]

@@ -25,6 +25,16 @@ Entry = tuple[float, int]  # load and number of a node
 Group = tuple[NodeShape, str]  # nodes that choose alike: shape and architecture
 
 
+class NoNode(DriverError):
+    """No node of a fleet can run a job. ``refused`` counts nodes by why they cannot."""
+
+    kind = "NoNode"
+
+    def __init__(self, refused: Mapping[str, int]) -> None:
+        why = "; ".join(f"{count} x {reason}" for reason, count in refused.items()) or "it has no nodes"
+        super().__init__(f"no node of the fleet can run it: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """``load`` is the node's before it was given this job, in jobs per core; ``is_local``: it has the image."""

@@ -18,9 +18,8 @@ from zlayer_driver.model import ISOLATION_LABEL
 from zlayer_driver.nomad.batch import Chunk
 from zlayer_driver.nomad.fleet import FleetNode
 from zlayer_driver.nomad.placement import ID_HOLE, LINE_HOLE, Facts, JobLine, encoded, id_of, parse_job, read_line, refusal, request_of
-from zlayer_driver.nomad.scoring import Fleet, Need, Placement
+from zlayer_driver.nomad.scoring import Fleet, Need, NoNode, Placement
 
-NO_NODE = "NoNode"
 _KEPT_NEEDS = 1 << 16
 
 
@@ -76,7 +75,7 @@ class FleetBatch:
         need = self._needs[int(need_number)]
         fleet = [_explained(told) for told in self._fleet.explain(need)] if self._explain else None
         found = self._fleet.place(need)
-        self.counts[(found.choice.target, found.choice.rule) if found else ("none", NO_NODE)] += 1
+        self.counts[(found.choice.target, found.choice.rule) if found else ("none", NoNode.kind)] += 1
         answer = _answer(found, need) if found else {"line": int(line), **_nobody(need)}
         if fleet is not None:
             answer["fleet"] = fleet
@@ -96,8 +95,8 @@ def _answer(found: Placement, need: Need) -> dict[str, Any]:
 
 
 def _nobody(need: Need) -> dict[str, Any]:
-    why = "; ".join(f"{count} x {reason}" for reason, count in need.refused.items()) or "it has no nodes"
-    return {"error": {"kind": NO_NODE, "message": f"no node of the fleet can run it: {why}", "refused": need.refused}}
+    error = NoNode(need.refused)
+    return {"error": {"kind": error.kind, "message": str(error), "refused": need.refused}}
 
 
 def _explained(told: Placement | tuple[FleetNode, str]) -> dict[str, Any]:
