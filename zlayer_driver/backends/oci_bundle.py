@@ -11,6 +11,7 @@
         record.json     written once the container is created, before it runs: the `Record`
         started         there once it runs; a bundle without it is half-made
         killed          there once we sent SIGKILL
+        oom, lost       written by the monitor of a VM: it ran out of memory; why nobody can know how the container ended
         ended.json      the `Exit`, once somebody has asked for it
         destroying      there once it is to go: a half-destroyed one is finished, never used again
     root/rt/<runtime>/  the runtime's own state
@@ -85,6 +86,8 @@ class Bundle:
         self.started = self.dir / "started"
         self.killed = self.dir / "killed"
         self.destroying = self.dir / "destroying"
+        self.oom = self.dir / "oom"
+        self._lost = self.dir / "lost"
         self._record = self.dir / "record.json"
         self._ended = self.dir / "ended.json"
         # One flat group: no parent to share with, and so none to remove while another container is being made below it.
@@ -115,6 +118,12 @@ class Bundle:
         with suppress(FileNotFoundError, ValueError):
             return int((self.exits / self.id).read_text())
         return None
+
+    def lost(self) -> str:
+        """Why the exit code cannot be known, or nothing."""
+        with suppress(FileNotFoundError):
+            return self._lost.read_text()
+        return ""
 
     def write_ended(self, end: Exit) -> None:
         with suppress(FileNotFoundError):  # destroyed meanwhile

@@ -83,6 +83,8 @@ class Container:
 
     def _read_end(self) -> Exit:
         """The kernel's word where it has one; else conmon's, in which a signal death and an exit with 128+n look the same."""
+        if lost := self.bundle.lost():
+            return Exit(_UNKNOWN_CODE, error=lost)
         code = self.bundle.exit_code()
         status = self._init.wait_status() if self._init is not None else None
         if status is not None:
@@ -96,4 +98,6 @@ class Container:
 
     def _is_oom(self, code: int) -> bool:
         """A shell passes the 137 of a killed child on, so the code counts, not the signal; and only if the kill was not ours."""
-        return code == 128 + SIGKILL and not self.bundle.killed.exists() and cgroups.oom_kills(self.bundle.cgroup) > 0
+        if code != 128 + SIGKILL or self.bundle.killed.exists():
+            return False
+        return self.bundle.oom.exists() or cgroups.oom_kills(self.bundle.cgroup) > 0
