@@ -170,6 +170,12 @@ def address(index: int, address: Address, prefix_length: int) -> Batch:
     return _message(_ADDRESS, _ACK | _CREATE | _REPLACE, f"set address {address}", fields, attributes)
 
 
+def address_gone(index: int, address: Address, prefix_length: int) -> Batch:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    fields = {"family": family, "prefixlen": prefix_length, "index": index}
+    return _message(_ADDRESS + 1, _ACK, f"delete address {address}", fields, [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))])
+
+
 def addresses(sock: Socket) -> list[tuple[int, Address]]:
     """Link index and address of each, of both families."""
     found = _read(sock, _ADDRESS, "read addresses", {})

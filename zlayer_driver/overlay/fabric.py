@@ -16,7 +16,7 @@ from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host.netlink import Batch, Socket
 from zlayer_driver.host.netlink_messages import Link
-from zlayer_driver.overlay.plan import Peer, Plan, bridge_mac, transport_mac
+from zlayer_driver.overlay.plan import Address, Peer, Plan, bridge_mac, transport_mac
 
 _SYSCTL = Path("/proc/sys/net")
 
@@ -157,6 +157,13 @@ class Fabric:
         changes += [messages.neighbour_gone(self.device, ip_address(text)) for text in near if text not in macs]
         changes += [messages.forwarding_gone(self.device, mac) for mac in far if mac not in endpoints]
         self._sock.send(Batch.join(changes))
+
+    def host_addresses(self, addresses: Sequence[Address], *, present: bool) -> None:
+        """Has the node itself answer for addresses of its subnet, or no longer."""
+        held = {address for index, address in messages.addresses(self._sock) if index == self.bridge}
+        change = messages.address if present else messages.address_gone
+        wanted = [address for address in addresses if (address in held) != present]
+        self._sock.send(Batch.join([change(self.bridge, address, address.max_prefixlen) for address in wanted]))
 
     def remove(self) -> None:
         """Takes the node out of the overlay: its links, with every route, neighbour and address on them."""

@@ -1,0 +1,85 @@
+"""Networks of allocations: made, asked for again, ended; and a real container in one that reaches another node's."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.host.oci_lab import OneImage, backend, handle, shell
+from tests.host.overlay_lab import lab, ping, run
+from zlayer_driver.errors import InvalidSpec, NetworkError
+from zlayer_driver.host import netns
+from zlayer_driver.model import Network
+from zlayer_driver.overlay.networks import Networks
+from zlayer_driver.overlay.plan import INTERFACE
+
+pytestmark = pytest.mark.needs("root", "ip", "nsenter", "busybox")
+
+
+async def test_a_network_is_made_once_and_survives_the_plugin(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        host = made.host(1)
+        first = await Networks(host.overlay()).create("alloc-1", "web")
+        assert first.created
+        assert (first.hostname, first.address) == ("web", "10.88.1.2")
+        await host.close()
+        networks = Networks(host.overlay())
+        again = await networks.create("alloc-1", "web")
+        assert (again.path, again.address, again.created) == (first.path, first.address, False)
+        assert ping(Path(again.path), "10.88.1.1")
+        await networks.destroy("alloc-1")
+        await networks.destroy("alloc-1")
+        assert not Path(again.path).exists()
+
+
+async def test_a_network_that_cannot_be_attached_leaves_no_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with lab(tmp_path) as made:
+        overlay = made.host(1).overlay()
+        networks = Networks(overlay)
+        await overlay.open()
+        core = overlay._core
+        assert core
+
+        def refuse(*_: object) -> None:
+            raise OSError(1, "Operation not permitted", "make the pair")
+
+        monkeypatch.setattr(core.netns, "_make_pair", refuse)
+        with pytest.raises(NetworkError, match="cannot make the pair"):
+            await networks.create("alloc-1", "")
+        assert not networks.path("alloc-1").exists()
+        assert core.netns.describe is not None
+        assert await overlay.describe("alloc-1") is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b", "-x", "x" * 200])
+async def test_hostile_allocation_ids_are_refused(tmp_path: Path, name: str) -> None:
+    async with lab(tmp_path) as made:
+        with pytest.raises(InvalidSpec, match="no allocation id"):
+            await Networks(made.host(1).overlay()).create(name, "")
+
+
+@pytest.mark.needs("runc", "conmon")
+async def test_a_container_reaches_one_on_another_node(root: Path, images: OneImage) -> None:
+    async with lab(root / "lab") as made:
+        one, two = made.host(1), made.host(2)
+        networks = Networks(one.overlay(peers=(two.peer(),)))
+        far = await two.overlay(peers=(one.peer(),)).attach("far", str(two.container("far")))
+        network = await networks.create("alloc-1", "web")
+        oci = backend(root, images)
+        script = f"busybox ping -c 1 -W 5 {far.addresses[0]} && busybox ping -c 1 -W 5 {far.addresses[1]} && cat /proc/net/dev > /dev/null"
+        task = handle("web", await oci.start(shell("web", script, network=Network(mode="path", netns_path=network.path))))
+        assert (await oci.wait(task)).code == 0
+        assert INTERFACE in run(["ip", "link"], namespace=Path(network.path))
+        await oci.destroy(task)
+        await networks.destroy("alloc-1")
+        assert not netns.is_alive(network.path)
+
+
+async def test_thirty_networks_at_once(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        networks = Networks(made.host(1).overlay())
+        specs = await asyncio.gather(*(networks.create(f"alloc-{number}", "") for number in range(30)))
+        assert len({spec.address for spec in specs}) == 30
+        await asyncio.gather(*(networks.destroy(f"alloc-{number}") for number in range(30)))
