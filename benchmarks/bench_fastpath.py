@@ -236,7 +236,8 @@ def test_sidecar(versus: Versus, tmp_path: Path) -> None:
     (tmp_path / "image_v1").mkdir()
     sidecar = tmp_path / "image_v1" / "metadata.json"
     sidecar.write_bytes(json.dumps({"reference": "image:v1", "os": "darwin", "architecture": "arm64"}).encode())
-    caches, name = [tmp_path / "blobs.sqlite"], str(sidecar)
+    cache = _fastpath.BlobCache(sqlite_cache(tmp_path, 1000, INLINE))
+    name = str(sidecar)
 
     def bare() -> None:
         for _ in range(ASKED):
@@ -246,9 +247,10 @@ def test_sidecar(versus: Versus, tmp_path: Path) -> None:
 
     def ours() -> None:
         for _ in range(ASKED):
-            _fastpath.image_facts("image:v1", caches)
+            _fastpath.image_facts("image:v1", [cache])
 
-    versus(ours, bare, against="os.open + read + close", limit=1.5, rounds=20)
+    with cache:
+        versus(ours, bare, against="os.open + read + close", limit=1.5, rounds=20)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -67,6 +67,7 @@ cdef object LINUX = OS.LINUX
 cdef object WINDOWS = OS.WINDOWS
 cdef object DARWIN = OS.DARWIN
 cdef object NO_FACTS = ImageFacts()
+cdef set REDB_FILES = set()  # device and inode of files that were redb, so that SQLite need not look at them first again
 cdef dict ANSWERS = {}  # equal answers are one object; emptied when they are many
 
 cdef str text_of(Slice text):
@@ -244,7 +245,7 @@ cdef class BlobCache:
     """
 
     cdef readonly str path
-    cdef bytes _file, _folder, _wal, _shm, _journal, _spill_dir
+    cdef bytes _store, _file, _folder, _wal, _shm, _journal, _spill_dir
     cdef Sqlite _sqlite
     cdef Redb _redb
     cdef State _state  # of the files, when they were last looked at
@@ -259,6 +260,7 @@ cdef class BlobCache:
         self._memo = {}
         self._forks = watch_forks
         self.path = database_file(os.fspath(path))
+        self._store = path_bytes(os.path.dirname(self.path.rstrip("/")))
         self._spill_dir = path_bytes(spill_dir(self.path))
         self._run(OPEN, None)
 
@@ -312,7 +314,7 @@ cdef class BlobCache:
             except CacheError as error:
                 failure = error
             end_read(&self._sqlite)
-            if not self._held():
+            if (failure is not None or self._redb.kept == NULL) and not self._held():  # redb's pages prove themselves
                 self._drop()
                 continue
             if failure is not None:
@@ -376,7 +378,9 @@ cdef class BlobCache:
 
     cdef int _locate(self) except -1:
         """Where the database lies now; SQLite keeps its logs beside the file itself, not beside a link to it."""
-        self._file = os.path.realpath(path_bytes(self.path))
+        self._file = os.path.abspath(path_bytes(self.path))
+        if os.path.islink(self._file):
+            self._file = os.path.realpath(self._file)
         self._folder = os.path.dirname(self._file)
         self._wal, self._shm, self._journal = self._file + b"-wal", self._file + b"-shm", self._file + b"-journal"
         return 0
@@ -402,6 +406,11 @@ cdef class BlobCache:
     cdef int _open(self) except -1:
         if self._sqlite.db != NULL or self._redb.kept != NULL:
             return 0
+        inode = (self._state.database.device, self._state.database.inode)
+        if inode in REDB_FILES:
+            if open_redb(&self._redb, PyBytes_AS_STRING(self._file)) == GOOD:
+                return 0
+            REDB_FILES.discard(inode)
         if self._state.mode != LEFTOVER:
             options = {STILL: "immutable=1", LIVE: "readonly_shm=1"}.get(self._state.mode, "")
             return self._connect(self._file, f"?mode=ro&{options}")
@@ -422,6 +431,9 @@ cdef class BlobCache:
             close_sqlite(&self._sqlite)
             if open_redb(&self._redb, PyBytes_AS_STRING(self._file)) != GOOD:
                 raise self._redb_failed()
+            if len(REDB_FILES) >= 1024:
+                REDB_FILES.clear()
+            REDB_FILES.add((self._state.database.device, self._state.database.inode))
         return 0
 
     cdef object _sqlite_failed(self):
@@ -607,15 +619,28 @@ cdef str spill_dir(str path):
     return os.path.join(folder, f"{name[:dot] if dot > 0 else name}.blobs")
 
 
-cdef object sidecar_os(str ref, list paths):
-    cdef str name = directory_name(ref)
+cdef bytes store_of(cache):
+    """The folder in which a cache and the images built beside it lie, with its slash; empty for the current one."""
+    cdef bytes folder
+    if isinstance(cache, BlobCache):
+        folder = (<BlobCache>cache)._store
+    else:
+        folder = os.path.dirname(os.fsencode(cache).rstrip(b"/"))
+    return folder + b"/" if folder else folder
+
+
+cdef object sidecar_os(str ref, caches):
+    cdef bytes name = encoded(b"", directory_name(ref))
+    cdef bytes path
     cdef Buffer raw
     cdef Answers answers
-    cdef bytes path
-    if name in ("", ".", "..") or "\0" in name:
+    if name is None or name in (b"", b".", b".."):
         return None
-    for cache in paths:
-        path = os.fsencode(os.path.join(os.path.dirname(cache.rstrip("/")), name, "metadata.json"))
+    name += b"/metadata.json"
+    for cache in caches:
+        path = store_of(cache) + name
+        if b"\0" in path:
+            continue
         raw = read_file(PyBytes_AS_STRING(path), MAX_DOCUMENT_BYTES)
         if raw.at == NULL:
             continue
@@ -642,7 +667,7 @@ def image_facts(str ref not None, caches):
     A cache that cannot be read is passed over. `CacheBusy` only where no OS was found and a busy cache might have it.
     """
     cdef bint os_open, isolation_open = True
-    os_ = sidecar_os(ref, [cache.path if isinstance(cache, BlobCache) else os.fspath(cache) for cache in caches])
+    os_ = sidecar_os(ref, caches)
     marker = isolation = busy = None
     os_open = os_ is None
     for cache in caches:

@@ -33,7 +33,7 @@ cdef enum:
     MAX_DEPTH = 32
     LEAF = 1
     BRANCH = 2
-    KEPT_PAGES = 4096
+    KEPT_PAGES = 1024
     KEPT_PAGE_BYTES = 16384
 
 

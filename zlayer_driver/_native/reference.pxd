@@ -106,18 +106,25 @@ cdef inline bint is_domain(const char* at, const char* end) noexcept nogil:
             return False
 
 
-cdef inline bint is_name(const char* at, const char* end) noexcept nogil:
-    cdef const char* slash = find(at, end, c"/")
-    if slash == NULL:
-        return is_component(at, end)
-    if not is_component(at, slash) and not is_domain(at, slash):
-        return False
-    while slash != NULL:
-        at = slash + 1
-        slash = find(at, end, c"/")
-        if not is_component(at, end if slash == NULL else slash):
-            return False
-    return True
+cdef inline const char* path_end(const char* at, const char* end, bint* nested) noexcept nogil:
+    """The first byte behind one or more components joined by slashes, or NULL if they are not well-formed up to there."""
+    cdef const char* after
+    while True:
+        after = run(at, end, LOWER)
+        if after == at:
+            return NULL
+        if after == end:
+            return after
+        at = after + 1
+        if after[0] == c"/":
+            nested[0] = True
+        elif after[0] == c"-":
+            while at < end and at[0] == c"-":
+                at += 1
+        elif after[0] == c"_":
+            at += at < end and at[0] == c"_"
+        elif after[0] != c".":
+            return after
 
 
 cdef inline bint is_wide_tag(Slice tag):
@@ -175,50 +182,62 @@ cdef inline Fault check_digest(Slice digest) noexcept nogil:
     return FAULT_ALGORITHM
 
 
-cdef inline void split_name(Slice name, Parts* parts) noexcept nogil:
-    cdef const char* end = name.at + name.size
-    cdef const char* slash = find(name.at, end, c"/")
-    cdef Slice first
+cdef inline bint is_registry(Slice first) noexcept nogil:
+    """Whether the part before the first slash is a registry rather than part of the path."""
+    cdef Py_ssize_t i
+    for i in range(first.size):
+        if first.at[i] == c"." or first.at[i] == c":":
+            return True
+    return equals(first, "localhost", 9)
+
+
+cdef inline const char* parse_name(const char* text, const char* end, Parts* parts) noexcept nogil:
+    """Fills registry and repository; the first byte behind the name, or NULL if it is none."""
+    cdef const char* slash = find(text, end, c"/")
+    cdef const char* path = text if slash == NULL else slash + 1
+    cdef const char* after
+    cdef bint nested = False
+    if slash != NULL and not is_component(text, slash) and not is_domain(text, slash):
+        return NULL
+    after = path_end(path, end, &nested)
+    if after == NULL:
+        return NULL
     parts.registry = Slice("docker.io", 9)
-    parts.repository = name
-    if slash != NULL:
-        first = cut(name.at, slash)
-        if find(first.at, slash, c".") != NULL or find(first.at, slash, c":") != NULL or equals(first, "localhost", 9):
-            parts.repository = cut(slash + 1, end)
-            if not equals(first, "index.docker.io", 15):
-                parts.registry = first
-    parts.official = (
-        equals(parts.registry, "docker.io", 9) and find(parts.repository.at, end, c"/") == NULL
-    )
+    parts.repository = cut(text, after)
+    parts.official = slash == NULL
+    if slash != NULL and is_registry(cut(text, slash)):
+        parts.repository = cut(path, after)
+        if not equals(cut(text, slash), "index.docker.io", 15):
+            parts.registry = cut(text, slash)
+        parts.official = not nested and equals(parts.registry, "docker.io", 9)
+    return after
 
 
 cdef inline Fault parse_parts(const char* text, Py_ssize_t size, Parts* parts):
     """Fills ``parts`` with slices of ``text``; what they hold is only of use where no fault is returned."""
     cdef const char* end = text + size
-    cdef const char* at = find(text, end, c"@")
-    cdef const char* head = end if at == NULL else at
-    cdef const char* colon = head
+    cdef const char* at = parse_name(text, end, parts)
+    cdef const char* after
+    cdef Fault fault = FAULT_NONE
     parts.tag = parts.digest = Slice(NULL, 0)
-    while colon > text and colon[-1] != c"/":
-        colon -= 1
-    colon = find(colon, head, c":")
-    if not is_name(text, head if colon == NULL else colon):
+    if at == NULL:
         return FAULT_FORM
-    split_name(cut(text, head if colon == NULL else colon), parts)
-    if colon != NULL:
-        parts.tag = cut(colon + 1, head)
+    if at < end and at[0] == c":":
+        after = find(at, end, c"@")
+        parts.tag = cut(at + 1, end if after == NULL else after)
         if not is_tag(parts.tag):
             return FAULT_FORM
-    if at != NULL:
+        at += 1 + parts.tag.size
+    if at < end:
         parts.digest = cut(at + 1, end)
-        fault = check_digest(parts.digest)
+        fault = check_digest(parts.digest) if at[0] == c"@" else FAULT_FORM
         if fault == FAULT_FORM:
             return fault
-    elif colon == NULL:
+    elif parts.tag.at == NULL:
         parts.tag = Slice("latest", 6)
     if parts.repository.size + 8 * parts.official > 255:
         return FAULT_LENGTH
-    return FAULT_NONE if at == NULL else fault
+    return fault
 
 
 cdef inline Py_ssize_t canonical_size(const Parts* parts) noexcept nogil:
