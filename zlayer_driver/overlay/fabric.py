@@ -16,7 +16,7 @@ from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host.netlink import Batch, Socket
 from zlayer_driver.host.netlink_messages import Link
-from zlayer_driver.overlay.plan import Address, Peer, Plan, bridge_mac, transport_mac
+from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan, bridge_mac, transport_mac
 
 _SYSCTL = Path("/proc/sys/net")
 
@@ -29,6 +29,10 @@ class Tunnel(Protocol):
         ...
 
     def set_peers(self, peers: Sequence[Peer]) -> None: ...
+
+    def set_guest(self, guest: Guest) -> None: ...
+
+    def drop_guest(self, address: Address) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -138,7 +142,7 @@ class Fabric:
             for peer in peers
             for subnet, gateway, own in zip(peer.subnets.each(), peer.subnets.own(), self._plan.subnets.own(), strict=False)
         }
-        present = messages.routes(self._sock, self.device)
+        present = {target: via for target, via in messages.routes(self._sock, self.device).items() if not self._is_own(target)}
         changes = [
             messages.route(subnet, link=self.device, gateway=gateway, source=own)
             for text, (subnet, gateway, own) in wanted.items()
@@ -146,6 +150,27 @@ class Fabric:
         ]
         changes += [messages.route_gone(ip_network(text), link=self.device) for text in present if text not in wanted]
         self._sock.send(Batch.join(changes))
+
+    def _is_own(self, target: str) -> bool:
+        """Whether a route leads to a guest: its address is of this node's subnet."""
+        found = ip_network(target)
+        return any(found.network_address in subnet for subnet in self._plan.subnets.each())
+
+    def set_guest(self, guest: Guest) -> None:
+        """Gives a guest its way through the tunnel; the bridge answers for it towards the containers beside it."""
+        if self._tunnel is None:
+            raise NetworkError("guests join by WireGuard, and the node has no tunnel")
+        self._tunnel.set_guest(guest)
+        own = self._plan.subnets.own()[0]
+        self._sock.send(messages.route(ip_network(guest.address), link=self.device, source=own))
+        (_SYSCTL / "ipv4/conf" / self._plan.bridge / "proxy_arp").write_text("1")
+
+    def drop_guest(self, address: Address) -> None:
+        """Takes its way back; unknown guests are fine."""
+        if self._tunnel:
+            self._tunnel.drop_guest(address)
+        if f"{address}/32" in messages.routes(self._sock, self.device):
+            self._sock.send(messages.route_gone(ip_network(address), link=self.device))
 
     def _change_ways(self, peers: Sequence[Peer]) -> None:
         """The VXLAN device's static entries: which MAC a peer's gateway address has, and at which endpoint that MAC is."""

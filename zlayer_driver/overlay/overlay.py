@@ -42,6 +42,7 @@ class Core:
             self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
             self.fabric = Fabric(plan, self.socket, self.tunnel)
             self.fabric.build()
+            self.public_key = self.tunnel.public_key if self.tunnel else ""
             self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
             self.netns.sweep()
             self.fabric.set_peers(plan.peers)

@@ -75,6 +75,14 @@ class Peer:
         return transport_mac(self.subnets)
 
 
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest of this node that joins by WireGuard. ``public_key`` is base64."""
+
+    address: Address
+    public_key: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """This node. ``mtu`` 0 is computed from the underlay; ``endpoint`` is the address at which peers reach the node."""
