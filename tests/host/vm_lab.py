@@ -1,0 +1,35 @@
+"""What the tests of the VM backend share; images, specs and the look at what is left are the OCI backend's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.host.oci_lab import OneImage, remains
+from zlayer_driver.backends.oci_bundle import Bundle, container_id
+from zlayer_driver.backends.oci_steps import Step, remove
+from zlayer_driver.backends.vm import VmBackend
+from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_steps import VM_STEPS
+
+MACHINES = ("linux", "root", "conmon", "busybox", "qemu-system-x86_64", "mkfs.erofs")
+
+
+def machines(root: Path) -> Machines:
+    """Emulated, so that no test depends on whether the node's KVM works. What they boot from is made once for all tests of a run."""
+    return Machines(root / "boot", accelerator="tcg")
+
+
+def backend(root: Path, images: OneImage, found: Machines, *, steps: tuple[Step, ...] = VM_STEPS) -> VmBackend:
+    return VmBackend(root=root / "state", store=images, machines=found, steps=steps)
+
+
+def bundle_of(root: Path, task_id: str) -> Bundle:
+    return Bundle(root / "state", container_id(task_id))
+
+
+async def clear(root: Path) -> list[str]:
+    """What is left of VMs, and an end to it."""
+    found = remains(root)
+    for path in root.glob("state/c/*"):
+        await remove(root / "state", Bundle(root / "state", path.name), VM_STEPS)
+    return found

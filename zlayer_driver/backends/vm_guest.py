@@ -1,0 +1,102 @@
+"""What the guest agent is told: the payloads of its frames (``guest/agent.h``), from the same runtime spec that an OCI runtime would get."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.oci_security import CAPABILITIES
+from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.guest.frames import PAYLOAD_MAX, fields
+from zlayer_driver.model import Mount, Network, Resources, TaskSpec
+from zlayer_driver.readings import ExecOptions, WindowSize
+
+Doc = Mapping[str, Any]
+
+USER_NET = "10.0.2.15 24 10.0.2.2 1500"  # what QEMU's user network gives its guest, and where it resolves names
+USER_NET_DNS = "10.0.2.3"
+
+
+def shared(task: TaskSpec) -> list[Mount]:
+    """The host's directories and files that the guest sees, in the order of their numbers in the share."""
+    return sorted((mount for mount in task.mounts if mount.kind == "bind"), key=lambda mount: mount.target.split("/"))
+
+
+def setup(task: TaskSpec, bundle: Bundle, hostname: str) -> bytes:
+    """`InvalidSpec` for what a VM cannot have."""
+    if task.devices:
+        raise InvalidSpec("a VM has none of the host's devices", hint="take the devices away, or run the task on the primary target")
+    return _small(fields(_setup(task, bundle, hostname)), "its mounts and limits")
+
+
+def _setup(task: TaskSpec, bundle: Bundle, hostname: str) -> Iterator[tuple[str, str]]:
+    yield "h", hostname
+    yield from limits(task.resources)
+    if task.security.readonly_rootfs:
+        yield "r", ""
+    for name in ("hosts", "hostname", "resolv.conf"):
+        yield "f", f"/etc/{name}\n{_etc(bundle, task.network, name)}"
+    for mount in task.mounts:
+        if mount.kind == "tmpfs":
+            size = f",size={mount.size_bytes}" if mount.size_bytes else ""
+            yield "t", f"{'ro' if mount.read_only else 'rw'},mode=1777{size} {mount.target}"
+    for number, mount in enumerate(shared(task)):
+        yield "b", f"{'ro' if mount.read_only else 'rw'} {number} {mount.target}"
+    if task.network.mode == "host":
+        yield "n", USER_NET
+
+
+def _etc(bundle: Bundle, network: Network, name: str) -> str:
+    """A resolver on the host's loopback is out of a guest's reach; the user network has one that asks it."""
+    if name == "resolv.conf" and network.mode == "host" and not network.dns_servers:
+        return f"nameserver {USER_NET_DNS}\n"
+    return (bundle.etc / name).read_text()
+
+
+def limits(resources: Resources) -> Iterator[tuple[str, str]]:
+    if resources.memory_bytes:
+        yield "m", str(resources.memory_bytes)
+    if resources.pids:
+        yield "p", str(resources.pids)
+    if resources.cpu_quota_us:
+        yield "c", f"{resources.cpu_quota_us} {resources.cpu_period_us}"
+
+
+def process(bundle: Bundle) -> dict[str, Any]:
+    """The container's own process, as in its runtime spec."""
+    return dict(json.loads(bundle.config.read_bytes())["process"])
+
+
+def start(process: Doc, size: WindowSize | None = None) -> bytes:
+    """The payload of START for a ``process`` of the runtime spec; with ``size``, on a terminal."""
+    return _small(fields(_start(process, size)), "its command and environment")
+
+
+def _start(process: Doc, size: WindowSize | None) -> Iterator[tuple[str, str]]:
+    user = process["user"]
+    yield from (("a", part) for part in process["args"])
+    yield from (("e", entry) for entry in process["env"])
+    yield "d", process["cwd"]
+    yield "u", f"{user['uid']}:{user['gid']}{''.join(f',{gid}' for gid in user['additionalGids'])}"
+    yield "k", f"{sum(1 << CAPABILITIES.index(name) for name in process['capabilities']['bounding']):x}"
+    if size is not None:
+        yield "w", f"{size.rows} {size.columns}"
+
+
+def command(bundle: Bundle, argv: Sequence[str], options: ExecOptions, user: Doc | None, *, tty: bool) -> bytes:
+    """The payload of START for a further command: the container's own process with another command line."""
+    if not argv or any("\0" in part for part in argv):
+        raise InvalidSpec("a command to execute needs a name, and no NUL byte")
+    changed = process(bundle)
+    changed["args"] = list(argv)
+    changed["env"] = [*(["TERM=xterm"] if tty else []), *changed["env"], *(f"{name}={value}" for name, value in options.env.items())]
+    changed |= {"cwd": options.work_dir or changed["cwd"], "user": user or changed["user"]}
+    return start(changed, WindowSize(24, 80) if tty else None)
+
+
+def _small(payload: bytes, what: str) -> bytes:
+    if len(payload) > PAYLOAD_MAX:
+        raise InvalidSpec(f"{what} are {len(payload)} bytes, and a VM takes {PAYLOAD_MAX}")
+    return payload

@@ -1,0 +1,174 @@
+"""The steps of making a container in a VM: those of an OCI container, with a disk, the host's directories and a guest in place of a runtime's."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlayer_driver.backends import vm_guest
+from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.oci_runtime import Runtime
+from zlayer_driver.backends.oci_spec import hostname
+from zlayer_driver.backends.oci_steps import STEPS, Making, Step, end_strays, remove_container
+from zlayer_driver.backends.vm_exec import call
+from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
+from zlayer_driver.errors import CreateFailed, InternalError, NotFound, Unsupported
+from zlayer_driver.guest.frames import Kind
+from zlayer_driver.host import mounts
+from zlayer_driver.host.processes import Completed
+from zlayer_driver.image.values import Image
+
+_BOOT_TIMEOUT_S = 50.0  # below what a supervisor gives its runtime
+_HANG_TIMEOUT_S = 60.0
+_MONITOR = ("-I", "-m", "zlayer_driver.guest.monitor")
+_BIND, _RECURSIVE = 4096, 16384
+
+
+@dataclass(frozen=True, slots=True)
+class VmRuntime(Runtime):
+    """The monitor in the place of an OCI runtime: it knows ``create`` as a command, and ``start`` as a call."""
+
+    machine: Machine | None = None
+    hang_timeout_s: float = _HANG_TIMEOUT_S
+
+    @property
+    def name(self) -> str:
+        return "the VM"
+
+    def options(self, _root: Path, log: Path | None = None) -> tuple[str, ...]:
+        return (*_MONITOR, *(("--log", str(log)) if log else ()))
+
+    async def run(self, root: Path, *arguments: str, log: Path | None = None) -> Completed:
+        del log
+        verb, name = arguments
+        if verb != "start":
+            raise InternalError(f"a VM has no verb {verb!r}")
+        try:
+            answer = await call(Bundle(root, name), Kind.START)
+        except NotFound as error:
+            return Completed(1, b"", str(error).encode())
+        if answer.kind is Kind.DONE:
+            return Completed(0, b"", b"")
+        number, what = answer.failure()
+        told = f"exec: {os.strerror(number)}" if what == "execute" else f"the guest cannot {what}: {os.strerror(number)}"
+        return Completed(1, b"", told.lower().encode())
+
+
+def runtime(machine: Machine) -> VmRuntime:
+    return VmRuntime(sys.executable, machine.version, machine)
+
+
+def _machine(making: Making) -> tuple[Machine, float]:
+    if not isinstance(making.runtime, VmRuntime) or making.runtime.machine is None:
+        raise InternalError("a VM is made by a machine")
+    return making.runtime.machine, making.runtime.hang_timeout_s
+
+
+def disk_of(root: Path, digest: str) -> Path:
+    return root / "disks" / f"{digest.removeprefix('sha256:')}.erofs"
+
+
+# disk
+
+
+async def _make_disk(making: Making) -> None:
+    await asyncio.to_thread(_disk, making.root, making.image, making.bundle)
+
+
+def _disk(root: Path, image: Image, bundle: Bundle) -> None:
+    """The image as a read-only block image, once for all its containers; whoever comes second waits for the first."""
+    disk = disk_of(root, image.digest)
+    disk.parent.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(disk.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if disk.exists():
+            return
+        half = disk.with_suffix(".half")
+        half.unlink(missing_ok=True)
+        command = ["mkfs.erofs", "-T0", "--quiet", str(half), str(bundle.rootfs)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode != 0:
+            raise CreateFailed(bundle.id, f"its image cannot be made into a disk: {done.stderr.decode('utf-8', 'replace').strip()}")
+        half.rename(disk)
+    finally:
+        os.close(lock)
+
+
+async def _nothing(_root: Path, _bundle: Bundle) -> None:
+    """Goes with the directory, or with the image."""
+
+
+# shares
+
+
+async def _bind_shares(making: Making) -> None:
+    if shared := vm_guest.shared(making.task):
+        await asyncio.to_thread(_bind, [Path(mount.source) for mount in shared], making.bundle.dir / "share")
+
+
+def _bind(sources: list[Path], share: Path) -> None:
+    """Each under its number in one directory, so that one daemon has them all."""
+    share.mkdir(0o700)
+    for number, source in enumerate(sources):
+        target = share / str(number)
+        target.mkdir() if source.is_dir() else target.touch()
+        mounts.mount(str(source), target, "", _BIND | _RECURSIVE)
+
+
+async def _unbind_shares(_root: Path, bundle: Bundle) -> None:
+    for target in sorted((bundle.dir / "share").glob("*")):
+        await asyncio.to_thread(mounts.unmount, target)
+
+
+# guest
+
+
+async def _describe_guest(making: Making) -> None:
+    bundle, task = making.bundle, making.task
+    machine, hang_timeout_s = _machine(making)
+    if task.network.mode == "path":
+        raise Unsupported("a VM cannot join a network namespace", hint='use the task\'s network mode "host" or "none" with this target')
+    shares = bool(vm_guest.shared(task))
+    qemu = machine.command(
+        bundle.id,
+        disk=disk_of(making.root, making.image.digest),
+        memory_bytes=memory_bytes(task.resources),
+        cpus=cpus(task.resources),
+        shares=shares,
+        network=task.network.mode == "host",
+    )
+    plan = {
+        "qemu": qemu,
+        "virtiofsd": machine.share_command(bundle.dir / "share") if shares else [],
+        "boot_timeout_s": _BOOT_TIMEOUT_S,
+        "hang_timeout_s": hang_timeout_s,
+    }
+    (bundle.dir / "vm.json").write_text(json.dumps(plan))
+    (bundle.dir / "guest.setup").write_bytes(vm_guest.setup(task, bundle, hostname(task, bundle)))
+    (bundle.dir / "guest.start").write_bytes(vm_guest.start(vm_guest.process(bundle)))
+
+
+async def _remove_vm(root: Path, bundle: Bundle) -> None:
+    """QEMU and the daemon die with the monitor; that they have is seen here."""
+    await remove_container(root, bundle)
+    await end_strays(root, bundle)
+
+
+_OCI = {step.name: step for step in STEPS}
+VM_STEPS = (
+    _OCI["directory"],
+    _OCI["rootfs"],
+    _OCI["config"],
+    Step("disk", _make_disk, _nothing),
+    Step("shares", _bind_shares, _unbind_shares),
+    Step("guest", _describe_guest, _nothing),
+    Step("container", _OCI["container"].do, _remove_vm),
+    _OCI["run"],
+)
