@@ -1,7 +1,7 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """Image references, cache keys and local image facts, compiled; `_fastpath_py` has the same functions and answers in plain Python.
 
-The parts stand in ``_native``: `reference` and `json` read bytes in place, `sqlite` and `redb` walk a cache file, `files` and `digest` help.
+The parts stand in ``_native``: `reference` and `json` read bytes in place, `sqlite` and `redb` walk a cache file, `files`, `digest` help.
 A handle is safe across threads because the interpreter lock is held throughout each call, and no Python code that could let go of it runs
 between reading a row and using it. It is safe after fork because a child abandons what its parent opened.
 """
@@ -12,7 +12,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memset, strerror
 
 from zlayer_driver._native.digest cimport hashes_to, is_sha256
 from zlayer_driver._native.files cimport (
@@ -110,6 +110,8 @@ cdef bytes prefixed(bytes prefix, str ref):
 
 
 cdef bytes encoded(bytes prefix, str ref):
+    if not prefix and PyUnicode_IS_ASCII(ref):
+        return PyBytes_FromStringAndSize(<const char*>PyUnicode_DATA(ref), len(ref))
     try:
         return prefix + ref.encode()
     except UnicodeEncodeError:
@@ -223,6 +225,12 @@ cdef Slice slice_of(bytes text):
     return Slice(PyBytes_AS_STRING(text), len(text))
 
 
+cdef bint is_key(Slice name) noexcept nogil:
+    if is_sha256(name):
+        return True
+    return name.size >= 9 and memcmp(name.at, "manifest:", 9) == 0 and find(name.at, name.at + name.size, 0) == NULL
+
+
 cdef bytes path_bytes(str path):
     encoded_path = os.fsencode(path)
     if b"\0" in encoded_path:
@@ -283,9 +291,7 @@ cdef class BlobCache:
     def get(self, str key not None):
         """The blob under ``sha256:…`` or ``manifest:…``; what does not hash to its digest counts as absent."""
         cdef bytes name = encoded(b"", key)
-        if name is None or b"\0" in name or not (name.startswith(b"manifest:") or is_sha256(slice_of(name))):
-            name = None
-        return self._run(GET, name)
+        return self._run(GET, name if name is not None and is_key(slice_of(name)) else None)
 
     def keys(self) -> list:
         """All keys of the cache's table, in byte order."""

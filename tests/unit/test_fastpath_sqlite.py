@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -253,21 +254,15 @@ def test_a_child_and_its_parent_both_use_a_handle(twin: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.needs("root")
-def test_a_read_only_directory_is_enough(twin: Any, tmp_path: Path) -> None:
-    write_cache(tmp_path / "blobs.sqlite", {"alpine": LINUX})
-    shutil.rmtree(tmp_path / "blobs.blobs", ignore_errors=True)
-    tmp_path.chmod(0o555)
+def test_a_read_only_directory_is_enough(twin: Any) -> None:
     script = f"import os; from {twin.__name__} import BlobCache; os.setuid(65534); print(BlobCache(os.environ['CACHE']).facts('alpine').os)"
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    found = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "CACHE": str(tmp_path / "blobs.sqlite")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tmp_path.chmod(0o755)
+    with tempfile.TemporaryDirectory() as folder:  # the folders of pytest are for one user only
+        path = Path(folder, "blobs.sqlite")
+        write_cache(path, {"alpine": LINUX})
+        path.parent.chmod(0o555)
+        environment = {**os.environ, "CACHE": str(path)}
+        found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+        path.parent.chmod(0o755)
     assert (found.stdout.strip(), found.stderr) == ("linux", "")
 
 

@@ -33,8 +33,9 @@ cdef enum:
     MAX_DEPTH = 32
     LEAF = 1
     BRANCH = 2
-    KEPT_PAGES = 1024
-    KEPT_PAGE_BYTES = 16384
+    FEW_PAGES = 64  # are kept at first, and more once more are missed
+    MANY_PAGES = 4096
+    KEPT_PAGE_BYTES = 8192
 
 
 cdef enum Verdict:
@@ -103,6 +104,8 @@ cdef struct Redb:
     Table table
     const char* reason  # of the last verdict below NOT_HERE
     KeptPage* kept
+    uint32_t kept_pages
+    uint32_t missed_pages
     unsigned char* loose[2]  # pages too large to keep, one for each of the two blobs that a caller may hold
 
 
@@ -250,9 +253,28 @@ cdef inline bint is_kept(const KeptPage* kept, const Root* root) noexcept nogil:
     return kept.raw != NULL and kept.root.page == root.page and memcmp(kept.root.checksum, root.checksum, 16) == 0
 
 
+cdef inline KeptPage* place_of(Redb* file, const Root* root) noexcept nogil:
+    return &file.kept[(root.page ^ root.page >> 12) % file.kept_pages]
+
+
+cdef inline void keep_more(Redb* file) noexcept nogil:
+    """Moves the kept pages into a table of eight times the size; without memory for one, the small one goes on."""
+    cdef uint32_t i
+    cdef KeptPage* small = file.kept
+    cdef KeptPage* kept = <KeptPage*>calloc(8 * file.kept_pages, sizeof(KeptPage))
+    if kept == NULL:
+        return
+    file.kept = kept
+    file.kept_pages *= 8
+    for i in range(file.kept_pages // 8):
+        if small[i].raw != NULL:  # what shared no place in the small table shares none in one of a multiple of its size
+            place_of(file, &small[i].root)[0] = small[i]
+    free(small)
+
+
 cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which) noexcept nogil:
     """A page of a tree of variable keys and values; valid until the next call with the same ``which``, if it is a leaf."""
-    cdef KeptPage* kept = &file.kept[(root.page ^ root.page >> 12) % KEPT_PAGES]
+    cdef KeptPage* kept = place_of(file, root)
     cdef Shape shape = Shape(-1, -1)
     cdef unsigned char* raw = NULL
     cdef Verdict verdict
@@ -264,6 +286,10 @@ cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which)
     if verdict != GOOD:
         return verdict
     if file.page_size << (root.page >> 59) <= KEPT_PAGE_BYTES:
+        file.missed_pages += 1
+        if file.missed_pages > file.kept_pages and file.kept_pages < MANY_PAGES:
+            keep_more(file)
+            kept = place_of(file, root)
         free(kept.raw)
         kept[0] = KeptPage(root[0], raw, file.page_size << (root.page >> 59))
     else:
@@ -471,9 +497,9 @@ cdef inline Verdict find_blobs(Redb* file) noexcept nogil:
 
 
 cdef inline void close_redb(Redb* file) noexcept nogil:
-    cdef int i
+    cdef uint32_t i
     if file.kept != NULL:
-        for i in range(KEPT_PAGES):
+        for i in range(file.kept_pages):
             free(file.kept[i].raw)
         free(file.kept)
         free(file.loose[0])
@@ -490,7 +516,8 @@ cdef inline Verdict open_redb(Redb* file, const char* path) noexcept nogil:
     file.fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
     if file.fd < 0:
         return refuse(file, CUT_OFF, "it cannot be opened")
-    file.kept = <KeptPage*>calloc(KEPT_PAGES, sizeof(KeptPage))
+    file.kept = <KeptPage*>calloc(FEW_PAGES, sizeof(KeptPage))
+    file.kept_pages = FEW_PAGES
     if file.kept == NULL:
         close(file.fd)
         return refuse(file, NO_MEMORY, "there is no memory to read it")
