@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zlayer_driver.config import Transport
 from zlayer_driver.host import netns, wireguard
-from zlayer_driver.overlay.overlay import Overlay
+from zlayer_driver.overlay.overlay import STATE, Overlay
 from zlayer_driver.overlay.plan import PORTS, Peer, Plan, Subnets
 
 _serials = itertools.count(os.getpid() * 64)
@@ -50,7 +50,7 @@ class Host:
 
     @property
     def state_dir(self) -> Path:
-        return self.root / f"state{self.number}"
+        return self.root / f"state{self.number}" / STATE
 
     @property
     def endpoint(self) -> str:

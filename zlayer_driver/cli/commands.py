@@ -10,6 +10,7 @@ import click
 
 from zlayer_driver import __version__, backends, fastpath
 from zlayer_driver.choice import Request
+from zlayer_driver.cli import overlay as overlaying
 from zlayer_driver.cli import place as placing
 from zlayer_driver.cli import run as running
 from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
@@ -136,3 +137,4 @@ def doctor(config: PluginConfig, as_json: bool) -> None:
 
 cli.add_command(running.run)
 cli.add_command(placing.place)
+cli.add_command(overlaying.overlay)

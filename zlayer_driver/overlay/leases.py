@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zlayer_driver.errors import NetworkError
 
+FILE = "leases.db"
 _BUSY_S = 5.0
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS lease (
@@ -117,5 +118,17 @@ class Leases:
         return self._rows("WHERE leaving")
 
     def _rows(self, condition: str, *values: object) -> list[Lease]:
-        with closing(self._db.execute(f"SELECT owner, number, place, leaving FROM lease {condition}", values)) as cursor:  # noqa: S608  # a literal of this file
-            return [Lease(owner, number, place, bool(leaving)) for owner, number, place, leaving in cursor]
+        return _select(self._db, condition, *values)
+
+
+def read(path: Path) -> list[Lease]:
+    """The leases in a table that another process may be writing, in order of their numbers; none if there is no table."""
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as db:
+        return _select(db, "ORDER BY number")
+
+
+def _select(db: sqlite3.Connection, condition: str, *values: object) -> list[Lease]:
+    with closing(db.execute(f"SELECT owner, number, place, leaving FROM lease {condition}", values)) as cursor:  # noqa: S608  # a literal of this file
+        return [Lease(owner, number, place, bool(leaving)) for owner, number, place, leaving in cursor]

@@ -10,6 +10,7 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -18,15 +19,17 @@ from zlayer_driver.config import Transport
 from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netns
 from zlayer_driver.host.netlink import Socket
+from zlayer_driver.overlay import leases
 from zlayer_driver.overlay.fabric import Fabric
 from zlayer_driver.overlay.host_netns import Attachment, HostNetns
 from zlayer_driver.overlay.leases import Leases
-from zlayer_driver.overlay.plan import Peer, Plan
+from zlayer_driver.overlay.plan import PLAN_FILE, Peer, Plan
 from zlayer_driver.overlay.tunnel import WireGuard
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+STATE = "overlay"  # the overlay's directory below the driver's
 _log = logging.getLogger(__name__)
 _REAP_AFTER_S = 0.5  # deletions gather for this long: they cost the kernel the same time together as one alone
 
@@ -37,7 +40,8 @@ class Core:
     def __init__(self, plan: Plan, state_dir: Path) -> None:
         with ExitStack() as stack:
             self.plan = plan
-            self.leases = stack.enter_context(closing(Leases(state_dir / "leases.db", plan.subnets.numbers())))
+            self._plan_path = state_dir / PLAN_FILE
+            self.leases = stack.enter_context(closing(Leases(state_dir / leases.FILE, plan.subnets.numbers())))
             self.socket = stack.enter_context(Socket())
             self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
             self.fabric = Fabric(plan, self.socket, self.tunnel)
@@ -45,8 +49,15 @@ class Core:
             self.public_key = self.tunnel.public_key if self.tunnel else ""
             self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
             self.netns.sweep()
-            self.fabric.set_peers(plan.peers)
+            self.set_peers(plan.peers)
             self.close = stack.pop_all().close
+
+    def set_peers(self, peers: Sequence[Peer]) -> None:
+        """Makes these the peers, and tells who looks from outside."""
+        self.fabric.set_peers(peers)
+        draft = self._plan_path.with_suffix(".new")
+        draft.write_text(replace(self.plan, peers=tuple(peers)).dumps())
+        draft.replace(self._plan_path)
 
 
 class Overlay:
@@ -78,7 +89,7 @@ class Overlay:
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Makes these the node's peers; packets to those that stay are not disturbed."""
-        await self.call(lambda core: core.fabric.set_peers(peers))
+        await self.call(lambda core: core.set_peers(peers))
 
     async def attach(self, owner: str, place: str) -> Attachment:
         """Attaches the network namespace at ``place``; for an owner that is attached, repairs what is missing."""

@@ -7,17 +7,19 @@ ever leaves a node.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Self
+from typing import Any, Self
 
-from zlayer_driver.config import OverlayBlock, Transport
+from zlayer_driver.config import OverlayBlock, OverlayPeerBlock, Transport, parse
 from zlayer_driver.errors import NetworkError
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 
+PLAN_FILE = "plan.json"
 INTERFACE = "overlay0"  # in a container; under Nomad's bridge networks eth0 is CNI's
 _OWN, _FIRST = 1, 2  # numbers within a subnet: the node's own address, and the first that a container may get
 _MOST = 1 << 16
@@ -46,6 +48,10 @@ class Subnets:
 
     def each(self) -> tuple[Subnet, ...]:
         return (self.v4, self.v6) if self.v6 else (self.v4,)
+
+    def keys(self, name: str) -> dict[str, Any]:
+        """The keys of a config block that say it."""
+        return {name: str(self.v4), f"{name}6": str(self.v6) if self.v6 else None}
 
     def own(self) -> tuple[Address, ...]:
         """The node's own addresses: gateways of its containers."""
@@ -119,6 +125,37 @@ class Plan:
                 for peer in block.peer
             ),
         )
+
+    def dumps(self) -> str:
+        """The plan as the JSON of an `OverlayBlock`."""
+        block = OverlayBlock(
+            name=self.name,
+            endpoint=str(self.endpoint),
+            transport=self.transport,
+            port=self.port,
+            vni=self.vni,
+            bridge=self.bridge,
+            mtu=self.mtu,
+            default_route=self.default_route,
+            peer=[
+                OverlayPeerBlock(
+                    name=peer.name, endpoint=str(peer.endpoint), port=peer.port, public_key=peer.public_key, **peer.subnets.keys("subnet")
+                )
+                for peer in self.peers
+            ],
+            **self.network.keys("network"),
+            **self.subnets.keys("subnet"),
+        )
+        return block.model_dump_json(indent=2)
+
+    @classmethod
+    def loads(cls, text: str) -> Self:
+        """The plan that `dumps` wrote; `ConfigError` for anything else."""
+        try:
+            raw = json.loads(text)
+        except ValueError:
+            raw = {}
+        return cls.of(parse(OverlayBlock, raw, what=PLAN_FILE))
 
     @property
     def device(self) -> str:
