@@ -24,7 +24,7 @@ extension = Extension(
     include_dirs=["."],
     libraries=["sqlite3"],
     define_macros=[("CYTHON_TRACE", "1")] if TRACE else [],
-    extra_compile_args=["-O3", "-fno-strict-aliasing", *(SANITIZERS if SANITIZE else [])],
+    extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wno-unused-function", *(SANITIZERS if SANITIZE else [])],
     extra_link_args=SANITIZERS if SANITIZE else [],
 )
 

@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset, strerror
 
 from zlayer_driver._native.digest cimport hashes_to, is_sha256
 from zlayer_driver._native.files cimport (
-    Buffer, read_file, watch_clock_ms, watch_count, watch_folder, watch_forks, watch_handle_closed, watch_handle_opened,
+    Buffer, is_link, read_file, watch_clock_ms, watch_count, watch_folder, watch_forks, watch_handle_closed, watch_handle_opened,
 )
 from zlayer_driver._native.json cimport (
     CONFIG_SCHEMA, DIGEST, ISOLATION, MANIFEST_SCHEMA, MARKER, MAX_DOCUMENT_BYTES, OS_NAME, SIDECAR_SCHEMA,
@@ -269,7 +269,6 @@ cdef class BlobCache:
         self._forks = watch_forks
         self.path = database_file(os.fspath(path))
         self._store = path_bytes(os.path.dirname(self.path.rstrip("/")))
-        self._spill_dir = path_bytes(spill_dir(self.path))
         self._run(OPEN, None)
 
     def __dealloc__(self):
@@ -384,9 +383,12 @@ cdef class BlobCache:
 
     cdef int _locate(self) except -1:
         """Where the database lies now; SQLite keeps its logs beside the file itself, not beside a link to it."""
-        self._file = os.path.abspath(path_bytes(self.path))
-        if os.path.islink(self._file):
-            self._file = os.path.realpath(self._file)
+        cdef bytes file = path_bytes(self.path)
+        if not file.startswith(b"/") or is_link(PyBytes_AS_STRING(file)):
+            file = os.path.realpath(file)
+        if file == self._file:
+            return 0
+        self._file = file
         self._folder = os.path.dirname(self._file)
         self._wal, self._shm, self._journal = self._file + b"-wal", self._file + b"-shm", self._file + b"-journal"
         return 0
@@ -464,7 +466,10 @@ cdef class BlobCache:
         return found
 
     cdef Buffer _spilled(self, Slice key):
-        cdef bytes path = self._spill_dir + b"/" + spill_name(key)
+        cdef bytes path
+        if self._spill_dir is None:
+            self._spill_dir = path_bytes(spill_dir(self.path))
+        path = self._spill_dir + b"/" + spill_name(key)
         return read_file(PyBytes_AS_STRING(path), MAX_BLOB_BYTES)
 
     cdef bint _owns_spill(self, Slice key, Py_ssize_t size) except -1:

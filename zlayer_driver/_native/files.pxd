@@ -3,7 +3,7 @@
 from libc.errno cimport EINTR, ENOENT, ENOTDIR, errno
 from libc.stdlib cimport free, malloc
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
-from posix.stat cimport S_ISREG, fstat, stat, struct_stat
+from posix.stat cimport S_ISLNK, S_ISREG, fstat, lstat, stat, struct_stat
 from posix.unistd cimport close, read
 
 
@@ -50,6 +50,11 @@ cdef inline int look(const char* path, Stamp* stamp) noexcept nogil:
         stamp[0] = stamp_of(&found)
         return 1
     return 0 if errno == ENOENT or errno == ENOTDIR else -1
+
+
+cdef inline bint is_link(const char* path) noexcept nogil:
+    cdef struct_stat found
+    return lstat(path, &found) == 0 and S_ISLNK(found.st_mode)
 
 
 cdef inline Buffer read_file(const char* path, Py_ssize_t limit) noexcept nogil:
