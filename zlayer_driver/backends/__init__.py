@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend
@@ -34,22 +34,22 @@ class Context:
         return Path(self.config.state_dir)
 
 
-class Factory(Protocol):
-    """The function ``make`` of a backend's module."""
-
-    def __call__(self, context: Context) -> Backend: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: on nodes of ``native_os``, ``module`` stands behind ``target``."""
+    """A row of the table: on nodes of ``native_os``, ``module`` stands behind ``target``.
+
+    The module has ``make(context) -> Backend``, and, but for a primary, ``missing(config) -> str``: what it needs and the node lacks.
+    """
 
     native_os: OS
     target: Target
     module: str
 
 
-TABLE: Sequence[Entry] = (Entry(OS.LINUX, Target.PRIMARY, "zlayer_driver.backends.oci"),)
+TABLE: Sequence[Entry] = (
+    Entry(OS.LINUX, Target.PRIMARY, "zlayer_driver.backends.oci"),
+    Entry(OS.LINUX, Target.DELEGATE, "zlayer_driver.backends.vm"),
+)
 
 
 def native_os() -> OS:
@@ -58,20 +58,29 @@ def native_os() -> OS:
 
 
 def build(context: Context) -> dict[Target, Backend]:
-    """The backends of this node, made but not probed."""
-    return {entry.target: _load(entry.module)(context) for entry in TABLE if entry.native_os is native_os()}
+    """The backends of this node, made but not probed. One that the node plainly cannot run is left out, so that nothing is sent to it."""
+    rows = [entry for entry in TABLE if entry.native_os is native_os()]
+    return {entry.target: _member(entry, "make")(context) for entry in rows if not _missing(entry, context.config)}
 
 
-def absence(target: Target) -> str:
+def absence(target: Target, config: PluginConfig) -> str:
     """Why this node has nothing behind ``target``, and what to do about it."""
+    for entry in TABLE:
+        if entry.target is target and entry.native_os is native_os():
+            return _missing(entry, config)
     kinds = sorted(entry.native_os for entry in TABLE if entry.target is target)
     if not kinds:
         return f"no backend of this version stands behind {target}"
     return f"{target} is for {' and '.join(kinds)} nodes, and this is a {native_os()} node"
 
 
-def _load(module: str) -> Factory:
+def _missing(entry: Entry, config: PluginConfig) -> str:
+    """What the backend needs and this node lacks, with the cure. The primary is always there: without it there is no node."""
+    return "" if entry.target is Target.PRIMARY else str(_member(entry, "missing")(config))
+
+
+def _member(entry: Entry, name: str) -> Any:
     try:
-        return cast("Factory", cast("Any", import_module(module)).make)
+        return getattr(import_module(entry.module), name)
     except (ImportError, AttributeError) as error:
-        raise InternalError(f"backend module {module} cannot be loaded: {error}", hint="reinstall zlayer-driver") from error
+        raise InternalError(f"backend module {entry.module} cannot be loaded: {error}", hint="reinstall zlayer-driver") from error

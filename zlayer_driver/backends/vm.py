@@ -15,8 +15,9 @@ from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
 from zlayer_driver.backends.oci_steps import Step
 from zlayer_driver.backends.oci_users import resolve
-from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_machine import Machines, check
 from zlayer_driver.backends.vm_steps import VM_STEPS, disk_of, runtime
+from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.guest.frames import USAGE, Kind, fields
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources
@@ -29,6 +30,15 @@ def make(context: Context) -> VmBackend:
     """The backend of the operator's config."""
     root = context.state_dir / "vm"
     return VmBackend(root=root, store=context.store, machines=Machines(root / "boot", context.config.vm_kernel))
+
+
+def missing(config: PluginConfig) -> str:
+    """What a VM needs and this node lacks, with the cure."""
+    try:
+        check(config.vm_kernel)
+    except Unsupported as error:
+        return str(error)
+    return ""
 
 
 class VmRuntimes(OciRuntime):

@@ -13,18 +13,19 @@ from typing import Any
 
 from zlayer_driver.backends import vm_boot
 from zlayer_driver.backends.oci_bundle import boot_id
-from zlayer_driver.backends.vm_boot import AGENT, BootFiles
+from zlayer_driver.backends.vm_boot import AGENT, BootFiles, KernelPackage
 from zlayer_driver.errors import Unsupported
 from zlayer_driver.host.processes import capture
 from zlayer_driver.model import Resources
 
 _QEMU = "qemu-system-x86_64"
+_TOOLS = {_QEMU: "qemu-system-x86", "mkfs.erofs": "erofs-utils", "setpriv": "util-linux", "lz4": "lz4"}
 _VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
 _MIB = 1 << 20
 _DEFAULT_MEMORY = 512 * _MIB
 _GUEST_OVERHEAD = 96 * _MIB  # the kernel, its page tables and the initramfs, beside the container's limit
 _SHARES_PER_CPU = 1024
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 3.0
 # microvm without a PIC or PIT has no timer under emulation; its virtio devices are found by ACPI. The i8042 and EDD probes only cost time.
 _MACHINES = {"microvm": "microvm,pit=on,pic=on,rtc=on,isa-serial=on,pcie=on", "q35": "q35"}
 _COMMAND_LINE = "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on mitigations=off edd=off i8042.noaux i8042.nokbd"
@@ -93,6 +94,16 @@ def cpus(resources: Resources) -> int:
     return max(1, min(wanted, len(os.sched_getaffinity(0))))
 
 
+def check(kernel: str) -> KernelPackage:
+    """The kernel that guests boot; `Unsupported` with the cure if that or anything else is not on this node. Quick, and runs nothing."""
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool) is None:
+            raise Unsupported(f"{tool} is not installed", hint=f"install {package}")
+    if not AGENT.exists():
+        raise Unsupported("this installation has no guest agent", hint="build zlayer-driver with a C compiler and a static C library")
+    return vm_boot.find_kernel(kernel)
+
+
 @dataclass(slots=True)
 class Machines:
     """Finds this node's machine, and prepares what it boots from below ``directory``. What is found is kept, a failure is not."""
@@ -112,12 +123,7 @@ class Machines:
         return self._found
 
     async def _look(self) -> Machine:
-        for tool, package in ((_QEMU, "qemu-system-x86"), ("mkfs.erofs", "erofs-utils"), ("setpriv", "util-linux"), ("lz4", "lz4")):
-            if shutil.which(tool) is None:
-                raise Unsupported(f"{tool} is not installed", hint=f"install {package}")
-        if not AGENT.exists():
-            raise Unsupported("this installation has no guest agent", hint="build zlayer-driver with a C compiler and a static C library")
-        files = await asyncio.to_thread(vm_boot.prepare, self.directory, vm_boot.find_kernel(self.kernel))
+        files = await asyncio.to_thread(vm_boot.prepare, self.directory, check(self.kernel))
         answer = await capture([_QEMU, "--version"], timeout_s=10)
         words = answer.stdout.decode("utf-8", "replace").split()
         khz = await capture([str(AGENT), "--tsc-khz"], timeout_s=10)

@@ -120,7 +120,7 @@ def doctor(config: PluginConfig, as_json: bool) -> None:
         ]
         absent = [target for target in Target if target not in probes]
         rows += [
-            {"what": f"target {target}", "state": Health.UNDETECTED, "backend": None, "detail": backends.absence(target)}
+            {"what": f"target {target}", "state": Health.UNDETECTED, "backend": None, "detail": backends.absence(target, config)}
             for target in absent
         ]
         rows.append(

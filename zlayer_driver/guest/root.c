@@ -147,8 +147,11 @@ static void set_address(struct sockaddr *at, struct in_addr address)
 
 static int set_up(int fd, const char *name)
 {
-	struct ifreq request = { .ifr_flags = IFF_UP };
+	struct ifreq request = { 0 };
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	if (ioctl(fd, SIOCGIFFLAGS, &request))
+		return -1;
+	request.ifr_flags |= IFF_UP;
 	return ioctl(fd, SIOCSIFFLAGS, &request);
 }
 
