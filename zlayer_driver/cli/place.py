@@ -104,7 +104,7 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
         fleet = Fleet(fleet_nodes(options["fleet"])) if options["fleet"] else None
         with _watched(chunks(file), file) as work:
             if options["submit"] or options["dry_run"]:
-                all_good = _to_nomad(config, works(work, known, fleet), file.name, as_json=as_json, **options)
+                all_good = _to_nomad(config, works(work, known, fleet), getattr(file, "name", ""), as_json=as_json, **options)
             else:
                 shape = node or here.composite.shape
                 decided = (
