@@ -30,9 +30,8 @@ from zlayer_driver._native.reference cimport (
     FAULT_ALGORITHM, FAULT_FORM, FAULT_LENGTH, FAULT_NONE,
     Fault, Parts, Slice, canonical_size, find, parse_parts, write_canonical,
 )
-from zlayer_driver._native.redb cimport (
-    GOOD, MAX_DEPTH, Node, Redb, Root, Shape, child_of, close_redb, find_value, key_of, open_redb, read_node, rewind,
-)
+from zlayer_driver._native.redb cimport close_redb, open_redb
+from zlayer_driver._native.redb_tree cimport GOOD, MAX_DEPTH, Node, Redb, Root, Shape, child_of, find_value, key_of, read_node, rewind
 from zlayer_driver._native.sqlite cimport (
     LEFTOVER, LIVE, SQLITE_BUSY, SQLITE_DONE, SQLITE_LOCKED, SQLITE_NOTADB, SQLITE_PROTOCOL, SQLITE_READONLY, SQLITE_ROW, STILL,
     Sqlite, State, close_sqlite, end_read, observe, open_sqlite, owns_spill, same_file, same_state, select_row,

@@ -1,0 +1,342 @@
+"""Pages and B+trees of redb files, by the rules of the readable twin (`_fastpath_redb_py`), which explains the format.
+
+Pages are copied out of the file, verified once and kept by number and checksum: a page that was overwritten no longer has the checksum
+that its parent names, so that a kept page is never stale. A mapping would be one copy less, and a crash where a writer shortens the file.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+from posix.types cimport off_t
+
+from zlayer_driver._native.reference cimport Slice
+
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void* buffer, size_t size, off_t offset)
+
+
+cdef extern from "zlayer_driver/_native/xxh3.h" nogil:
+    uint64_t xxh3_u64(const unsigned char* at)
+    uint32_t xxh3_u32(const unsigned char* at)
+    bint xxh3_matches(const unsigned char* data, size_t size, const unsigned char* checksum)
+
+
+cdef enum:
+    HEADER_BYTES = 320
+    MAX_PAGE_BYTES = 16777216
+    MAX_BRANCH_BYTES = 262144
+    MAX_DEPTH = 32
+    LEAF = 1
+    BRANCH = 2
+    FEW_PAGES = 64  # are kept at first, and more once more are missed
+    MANY_PAGES = 4096
+    KEPT_PAGE_BYTES = 8192
+
+
+cdef enum Verdict:
+    NOT_REDB = -6
+    NO_MEMORY = -5
+    TOO_LARGE = -4  # a page that can hold no manifest or config
+    CUT_OFF = -3  # a page lies outside the file: an older commit cannot make up for what is lost
+    DAMAGED = -2
+    NOT_HERE = 0
+    GOOD = 1
+
+
+cdef struct Root:
+    bint there
+    uint64_t page
+    unsigned char checksum[16]
+
+
+cdef struct Shape:
+    long long key_bytes  # -1: keys vary
+    long long value_bytes
+
+
+cdef struct Table:
+    Root root
+    Shape shape
+    bint blobs  # a plain table of &str -> &[u8]
+
+
+cdef struct Slot:
+    int version
+    Root user
+    Root system
+    Root freed
+    uint64_t transaction
+    bint sound
+
+
+cdef struct Node:
+    const unsigned char* raw
+    uint32_t count
+    bint is_leaf
+    uint64_t key_table
+    uint64_t key_start
+    uint64_t value_table
+    uint64_t value_start
+    Shape shape
+
+
+cdef struct KeptPage:
+    Root root
+    unsigned char* raw
+    uint64_t size
+
+
+cdef struct Redb:
+    int fd
+    uint64_t size
+    uint64_t page_size
+    uint64_t header_pages
+    uint64_t data_pages
+    int flags
+    bint settled
+    uint64_t left  # pages that a walk may still visit: each hangs from one parent
+    Slot slots[2]
+    Table table
+    const char* reason  # of the last verdict below NOT_HERE
+    KeptPage* kept
+    uint32_t kept_pages
+    uint32_t missed_pages
+    unsigned char* loose[2]  # pages too large to keep, one for each of the two blobs that a caller may hold
+
+
+cdef inline Verdict refuse(Redb* file, Verdict verdict, const char* reason) noexcept nogil:
+    file.reason = reason
+    return verdict
+
+
+cdef inline Root root_at(const unsigned char* raw, bint there) noexcept nogil:
+    cdef Root root
+    root.there = there
+    root.page = xxh3_u64(raw)
+    memcpy(root.checksum, raw + 8, 16)
+    return root
+
+
+cdef inline Verdict read_exactly(Redb* file, unsigned char* out, uint64_t size, uint64_t start) noexcept nogil:
+    cdef ssize_t got
+    cdef uint64_t done = 0
+    while done < size:
+        got = pread(file.fd, out + done, <size_t>(size - done), <off_t>(start + done))
+        if got > 0:
+            done += <uint64_t>got
+        elif got == 0 or errno != EINTR:
+            return refuse(file, CUT_OFF, "a page lies outside the file")
+    return GOOD
+
+
+cdef inline Verdict locate(Redb* file, uint64_t page, uint64_t* start, uint64_t* size) noexcept nogil:
+    """Where a page lies. The multiplications cannot overflow: region, pages and page size have 20, 33 and 16 bits, an order 31."""
+    cdef int order = <int>(page >> 59)
+    cdef uint64_t region = page >> 20 & 0xFFFFF
+    size[0] = file.page_size << order
+    start[0] = file.page_size * (1 + file.header_pages)
+    if start[0] > file.size or region > file.size // (file.page_size * (file.header_pages + file.data_pages)):
+        return refuse(file, CUT_OFF, "a page lies outside the file")
+    start[0] += region * (file.header_pages + file.data_pages) * file.page_size
+    if size[0] > file.size or (page & (<uint64_t>0xFFFFF >> order)) > file.size // size[0]:
+        return refuse(file, CUT_OFF, "a page lies outside the file")
+    start[0] += (page & (<uint64_t>0xFFFFF >> order)) * size[0]
+    if start[0] + size[0] > file.size:
+        return refuse(file, CUT_OFF, "a page lies outside the file")
+    if file.left == 0:
+        return refuse(file, DAMAGED, "its trees have a loop")
+    file.left -= 1
+    if size[0] > MAX_PAGE_BYTES:
+        return refuse(file, TOO_LARGE, "a page is larger than 16 MiB")
+    return GOOD
+
+
+cdef inline uint64_t end_of(const Node* node, uint64_t table, uint64_t start, long long width, uint32_t i) noexcept nogil:
+    return xxh3_u32(node.raw + table + 4 * i) if width < 0 else start + <uint64_t>width * (i + 1)
+
+
+cdef inline Slice key_of(const Node* node, uint32_t i) noexcept nogil:
+    cdef uint64_t begin = node.key_start if i == 0 else end_of(node, node.key_table, node.key_start, node.shape.key_bytes, i - 1)
+    cdef uint64_t end = end_of(node, node.key_table, node.key_start, node.shape.key_bytes, i)
+    return Slice(<const char*>node.raw + begin, <Py_ssize_t>(end - begin))
+
+
+cdef inline Slice value_of(const Node* node, uint32_t i) noexcept nogil:
+    cdef uint64_t begin = node.value_start
+    cdef uint64_t end = end_of(node, node.value_table, node.value_start, node.shape.value_bytes, i)
+    if i > 0:
+        begin = end_of(node, node.value_table, node.value_start, node.shape.value_bytes, i - 1)
+    return Slice(<const char*>node.raw + begin, <Py_ssize_t>(end - begin))
+
+
+cdef inline Root child_of(const Node* node, uint32_t i) noexcept nogil:
+    cdef Root root
+    root.there = True
+    memcpy(root.checksum, node.raw + 8 + 16 * i, 16)
+    root.page = xxh3_u64(node.raw + 8 + 16 * (node.count + 1) + 8 * i)
+    return root
+
+
+cdef inline bint lay_out(Node* node, const unsigned char* raw, uint64_t size, Shape shape) noexcept nogil:
+    """Finds a page's sections; their offsets are not looked at yet."""
+    cdef uint64_t head
+    node.raw = raw
+    node.count = raw[2] | <uint32_t>raw[3] << 8
+    node.is_leaf = raw[0] == LEAF
+    node.shape = shape
+    head = 4 if node.is_leaf else 8 + 24 * (<uint64_t>node.count + 1)
+    node.key_table = head
+    node.value_table = head + (4 * <uint64_t>node.count if shape.key_bytes < 0 else 0)
+    node.key_start = node.value_table + (4 * <uint64_t>node.count if node.is_leaf and shape.value_bytes < 0 else 0)
+    return (raw[0] == LEAF or raw[0] == BRANCH) and node.count > 0
+
+
+cdef inline bint in_order(Node* node, uint64_t table, uint64_t start, long long width, uint64_t size, uint64_t* end) noexcept nogil:
+    """Whether a section's items lie one behind the other inside the page, and where the last one ends."""
+    cdef uint32_t i
+    cdef uint64_t last = start
+    if start > size or (width >= 0 and start + <uint64_t>width * node.count > size):
+        return False
+    if width >= 0:
+        end[0] = start + <uint64_t>width * node.count
+        return True
+    for i in range(node.count):
+        end[0] = xxh3_u32(node.raw + table + 4 * i)
+        if end[0] < last:
+            return False
+        last = end[0]
+    return last <= size
+
+
+cdef inline Verdict check_node(Redb* file, Node* node, uint64_t size, const unsigned char* checksum) noexcept nogil:
+    cdef uint64_t end = 0
+    if not in_order(node, node.key_table, node.key_start, node.shape.key_bytes, size, &end):
+        return refuse(file, DAMAGED, "a page's offsets make no sense")
+    node.value_start = end
+    if node.is_leaf and not in_order(node, node.value_table, node.value_start, node.shape.value_bytes, size, &end):
+        return refuse(file, DAMAGED, "a page's offsets make no sense")
+    if not xxh3_matches(node.raw, <size_t>end, checksum):
+        return refuse(file, DAMAGED, "a page does not have its checksum")
+    return GOOD
+
+
+cdef inline Verdict read_node(Redb* file, const Root* root, Shape shape, Node* node, unsigned char** raw) noexcept nogil:
+    """Reads and verifies a page; the caller frees ``raw``, which is set only with GOOD."""
+    cdef uint64_t start, size
+    cdef unsigned char* page
+    cdef Verdict verdict = locate(file, root.page, &start, &size)
+    if verdict != GOOD:
+        return verdict
+    page = <unsigned char*>malloc(<size_t>size)
+    if page == NULL:
+        return refuse(file, NO_MEMORY, "there is no memory for a page")
+    verdict = read_exactly(file, page, size, start)
+    if verdict == GOOD and page[0] == BRANCH and size > MAX_BRANCH_BYTES:
+        verdict = refuse(file, DAMAGED, "a branch page is larger than 256 KiB")
+    if verdict == GOOD and not lay_out(node, page, size, shape):
+        verdict = refuse(file, DAMAGED, "a page is neither leaf nor branch")
+    if verdict == GOOD:
+        verdict = check_node(file, node, size, root.checksum)
+    if verdict != GOOD:
+        free(page)
+        return verdict
+    raw[0] = page
+    return GOOD
+
+
+cdef inline bint is_kept(const KeptPage* kept, const Root* root) noexcept nogil:
+    return kept.raw != NULL and kept.root.page == root.page and memcmp(kept.root.checksum, root.checksum, 16) == 0
+
+
+cdef inline KeptPage* place_of(Redb* file, const Root* root) noexcept nogil:
+    return &file.kept[(root.page ^ root.page >> 12) % file.kept_pages]
+
+
+cdef inline void keep_more(Redb* file) noexcept nogil:
+    """Moves the kept pages into a table of eight times the size; without memory for one, the small one goes on."""
+    cdef uint32_t i
+    cdef KeptPage* small = file.kept
+    cdef KeptPage* kept = <KeptPage*>calloc(8 * file.kept_pages, sizeof(KeptPage))
+    if kept == NULL:
+        return
+    file.kept = kept
+    file.kept_pages *= 8
+    for i in range(file.kept_pages // 8):
+        if small[i].raw != NULL:  # what shared no place in the small table shares none in one of a multiple of its size
+            place_of(file, &small[i].root)[0] = small[i]
+    free(small)
+
+
+cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which) noexcept nogil:
+    """A page of a tree of variable keys and values; valid until the next call with the same ``which``, if it is a leaf."""
+    cdef KeptPage* kept = place_of(file, root)
+    cdef Shape shape = Shape(-1, -1)
+    cdef unsigned char* raw = NULL
+    cdef Verdict verdict
+    if is_kept(kept, root):
+        lay_out(node, kept.raw, kept.size, shape)
+        node.value_start = xxh3_u32(kept.raw + node.key_table + 4 * (node.count - 1))
+        return GOOD
+    verdict = read_node(file, root, shape, node, &raw)
+    if verdict != GOOD:
+        return verdict
+    if file.page_size << (root.page >> 59) <= KEPT_PAGE_BYTES:
+        file.missed_pages += 1
+        if file.missed_pages > file.kept_pages and file.kept_pages < MANY_PAGES:
+            keep_more(file)
+            kept = place_of(file, root)
+        free(kept.raw)
+        kept[0] = KeptPage(root[0], raw, file.page_size << (root.page >> 59))
+    else:
+        free(file.loose[which])
+        file.loose[which] = raw
+    return GOOD
+
+
+cdef inline int compare(Slice one, Slice other) noexcept nogil:
+    cdef int order = memcmp(one.at, other.at, <size_t>min(one.size, other.size))
+    return order if order != 0 else (one.size > other.size) - (one.size < other.size)
+
+
+cdef inline uint32_t position(const Node* node, Slice key) noexcept nogil:
+    """The first item whose key is not below ``key``."""
+    cdef uint32_t low = 0
+    cdef uint32_t high = node.count
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) // 2
+        if compare(key_of(node, middle), key) < 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef inline void rewind(Redb* file) noexcept nogil:
+    """Before each walk: more visits than pages mean a loop."""
+    file.left = file.size // file.page_size
+
+
+cdef inline Verdict find_value(Redb* file, Root root, Slice key, Slice* value, int which) noexcept nogil:
+    """The value under ``key`` in a tree of variable keys and values; valid as `node_of` says."""
+    cdef Node node
+    cdef uint32_t i
+    cdef int _depth
+    cdef Verdict verdict
+    rewind(file)
+    for _depth in range(MAX_DEPTH):
+        if not root.there:
+            return NOT_HERE
+        verdict = node_of(file, &root, &node, which)
+        if verdict != GOOD:
+            return verdict
+        i = position(&node, key)
+        if node.is_leaf:
+            if i == node.count or compare(key_of(&node, i), key) != 0:
+                return NOT_HERE
+            value[0] = value_of(&node, i)
+            return GOOD
+        root = child_of(&node, i)
+    return refuse(file, DAMAGED, "a tree is too deep")
