@@ -152,9 +152,12 @@ def claim_stdio() -> tuple[int, int]:
 def main(factory: Callable[[], DriverVerbs]) -> int:
     """The plugin's process, from its first moment to its exit status.
 
-    SIGINT gets a handler that does nothing rather than SIG_IGN, which children would inherit; Python has SIGPIPE ignored already.
+    SIGINT, and whatever the agent's own parent had ignored, get a handler that does nothing rather than SIG_IGN, which children would
+    inherit; Python has SIGPIPE ignored already, and gives it back to them.
     """
-    signal.signal(signal.SIGINT, lambda *_: None)
+    for number in signal.valid_signals() - {signal.SIGPIPE}:
+        if number == signal.SIGINT or signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     out, err = claim_stdio()
     logging.basicConfig(handlers=[hclog.Handler(err)], level=logging.WARNING)
     logging.getLogger("zlayer_driver").setLevel(logging.DEBUG)
