@@ -169,7 +169,8 @@ class PluginConfig(Block):
     )
     allow_oci_runtimes: list[str] = Field([], description="OCI runtimes that a task may choose by its oci_runtime key")
     vm_kernel: str = Field(
-        "", description="Directory with boot/vmlinuz-* and lib/modules of the guests' kernel; empty: /usr/local/lib/zlayer/kernel, else the node's"
+        "",
+        description="Directory with boot/vmlinuz-* and lib/modules of the guests' kernel; empty: /usr/local/lib/zlayer/kernel, else the node's",
     )
     fallback: list[Target] = Field([], description="Targets to try, in order, when a container cannot be created on the chosen one")
     caches: list[str] = Field([], description="Further blob caches (SQLite or redb files) to ask for an image's facts, in order")

@@ -10,6 +10,8 @@ from zlayer_driver.backends.oci_steps import Step, remove
 from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.backends.vm_steps import VM_STEPS
+from zlayer_driver.host.processes import command_lines
+from zlayer_driver.model import Handle, Target
 
 MACHINES = ("linux", "root", "conmon", "busybox", "qemu-system-x86_64", "mkfs.erofs")
 
@@ -33,3 +35,13 @@ async def clear(root: Path) -> list[str]:
     for path in root.glob("state/c/*"):
         await remove(root / "state", Bundle(root / "state", path.name), VM_STEPS)
     return found
+
+
+def child_of(root: Path, task: Handle, name: str) -> int:
+    """The pid of the process of a task's VM whose program's name holds ``name``."""
+    bundle = bundle_of(root, task.task_id)
+    return next(pid for pid, argv in command_lines() if name.encode() in argv[0] and bundle.id.encode() in argv)
+
+
+def handle(task_id: str, data: object) -> Handle:
+    return Handle(task_id, Target.DELEGATE, "vm", data if isinstance(data, dict) else {})

@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 
 from zlayer_driver.guest.frames import CREDIT, EXIT, WINDOW, BrokenFrames, Frame, Kind, Parser, pack
 
-_CONSOLE_BYTES = 4096
+_CONSOLE_BYTES = 1 << 14
 _LOST_CODE = 255
 _LAST_CHANNEL = 0xFFFF
 _NOT_PASSED_ON = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
@@ -170,7 +170,8 @@ class Monitor:
 
     def _last_words(self) -> str:
         lines = [line.strip() for line in self._console.decode("utf-8", "replace").splitlines() if line.strip()]
-        return f"; the last of its console: {' | '.join(lines[-6:])}" if lines else ""
+        told = [line for line in lines if "Kernel panic" in line][-1:] or lines[-3:]
+        return f"; the last of its console: {' | '.join(told)}" if told else ""
 
     async def _listen(self, guest: asyncio.StreamReader, qemu: subprocess.Popen[bytes]) -> None:
         parser = Parser()

@@ -1,0 +1,184 @@
+"""What is special about a container in a VM: its guest's death and hang, its memory, the host's directories, and that nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.host.oci_lab import OneImage, shell
+from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines, remains
+from zlayer_driver.backends.oci_steps import Making, Step
+from zlayer_driver.backends.vm import VmBackend
+from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime
+from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound
+from zlayer_driver.model import Device, Exit, Handle, Mount, Network, Resources, Security
+from zlayer_driver.readings import ExecOptions
+
+pytestmark = [pytest.mark.needs(*MACHINES), pytest.mark.timeout(180)]
+DEADLINE_S = 60.0
+RUNS = "trap 'exit 3' TERM; echo ready; while :; do sleep 1000 & wait $!; done"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    return machines(tmp_path_factory.mktemp("machines"))
+
+
+async def ended(vms: VmBackend, task: Handle) -> Exit:
+    async with asyncio.timeout(DEADLINE_S):
+        return await vms.wait(task)
+
+
+async def test_guest_has_its_own_kernel_and_memory(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    spec = shell("one", "cat /proc/sys/kernel/osrelease; awk '/MemTotal/ {print $2}' /proc/meminfo; nproc; hostname; id -u; pwd")
+    spec = dataclasses.replace(
+        spec,
+        stdout_path=str(root / "out"),
+        resources=Resources(memory_bytes=64 << 20, cpu_quota_us=150_000),
+        network=Network(mode="none", hostname="guest-one"),
+        user="worker",
+        work_dir="/srv",
+    )
+    task = handle("one", await vms.start(spec))
+    assert await ended(vms, task) == Exit(0)
+    release, memory_kib, cpus, *rest = (root / "out").read_text().splitlines()
+    assert release == (await found.find()).files.release != os.uname().release
+    assert 64 << 10 < int(memory_kib) < 160 << 10
+    assert (cpus, rest) == ("2", ["guest-one", "1000", "/srv"])
+    await vms.destroy(task)
+
+
+async def test_qemu_killed_from_outside_is_a_kill(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    task = handle("one", await vms.start(shell("one", RUNS)))
+    os.kill(child_of(root, task, "qemu"), signal.SIGKILL)
+    assert await ended(vms, task) == Exit(137, 9)
+    with pytest.raises(NotFound):
+        await vms.exec(task, ["true"], timeout_s=DEADLINE_S)
+    await vms.destroy(task)
+
+
+async def test_guest_that_dies_is_told_with_its_last_words(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    spec = dataclasses.replace(shell("one", "echo c >/proc/sysrq-trigger; sleep 1000"), security=Security(privileged=True))
+    task = handle("one", await vms.start(spec))
+    end = await ended(vms, task)
+    assert end.code == 255
+    assert "sysrq triggered crash" in end.error
+    vms = backend(root, images, found)
+    await vms.recover(task)
+    assert await ended(vms, task) == end
+    await vms.destroy(task)
+
+
+async def test_guest_that_hangs_is_given_up(root: Path, images: OneImage, found: Machines) -> None:
+    async def impatient(making: Making) -> None:
+        assert isinstance(making.runtime, VmRuntime)
+        making.runtime = dataclasses.replace(making.runtime, hang_timeout_s=1.0)
+        await guest.do(making)
+
+    guest = next(step for step in VM_STEPS if step.name == "guest")
+    steps = tuple(Step(step.name, impatient if step is guest else step.do, step.undo) for step in VM_STEPS)
+    vms = backend(root, images, found, steps=steps)
+    task = handle("one", await vms.start(shell("one", RUNS)))
+    os.kill(child_of(root, task, "qemu"), signal.SIGSTOP)
+    end = await ended(vms, task)
+    assert (end.code, "has not answered for 1 s" in end.error) == (255, True)
+    await vms.destroy(task)
+
+
+async def test_out_of_memory_is_told_apart_from_a_kill(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    spec = shell("one", "exec awk 'BEGIN { s = \"x\"; while (1) s = s s }'", resources=Resources(memory_bytes=32 << 20))
+    task = handle("one", await vms.start(spec))
+    assert await ended(vms, task) == Exit(137, 9, oom_killed=True)
+    await vms.destroy(task)
+
+
+async def test_hosts_directories_are_live_both_ways(root: Path, images: OneImage, found: Machines) -> None:
+    for name in ("shared", "secret"):
+        (root / name).mkdir()
+    (root / "secret/key").write_text("before\n")
+    (root / "one.txt").write_text("a file\n")
+    mounts = (
+        Mount(target="/alloc/data", source=str(root / "shared")),
+        Mount(target="/secrets", source=str(root / "secret"), read_only=True),
+        Mount(target="/srv/one.txt", source=str(root / "one.txt")),
+        Mount(target="/scratch", kind="tmpfs", size_bytes=1 << 20),
+    )
+    vms = backend(root, images, found)
+    task = handle("one", await vms.start(shell("one", RUNS, mounts=mounts)))
+    (root / "secret/key").write_text("after\n")
+
+    async def inside(script: str) -> tuple[int, bytes]:
+        done = await vms.exec(task, ["sh", "-c", script], timeout_s=DEADLINE_S, options=ExecOptions())
+        return done.exit.code, done.stdout
+
+    assert await inside("cat /secrets/key /srv/one.txt; echo from the guest >/alloc/data/told; touch /scratch/x") == (0, b"after\na file\n")
+    assert (root / "shared/told").read_text() == "from the guest\n"
+    assert (await inside("echo no >/secrets/key"))[0] == 1
+    assert (root / "secret/key").read_text() == "after\n"
+    await vms.destroy(task)
+
+
+async def test_root_file_system_can_be_read_only(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    spec = shell("one", "touch /tmp/x; test $? = 1 && touch /dev/shm/x", security=Security(readonly_rootfs=True))
+    task = handle("one", await vms.start(spec))
+    assert await ended(vms, task) == Exit(0)
+    await vms.destroy(task)
+
+
+async def test_devices_of_the_host_are_refused(root: Path, images: OneImage, found: Machines) -> None:
+    with pytest.raises(InvalidSpec, match="devices"):
+        await backend(root, images, found).start(shell("one", "true", devices=(Device("/dev/null", "/dev/other"),)))
+
+
+async def test_output_beyond_every_buffer_is_whole_though_the_reader_comes_late(root: Path, images: OneImage, found: Machines) -> None:
+    vms = backend(root, images, found)
+    os.mkfifo(root / "out")
+    spec = shell("one", "dd if=/dev/zero bs=1024 count=1500 2>/dev/null; echo end", stdout_path=str(root / "out"))
+    task = handle("one", await vms.start(spec))
+
+    def read() -> int:
+        with (root / "out").open("rb") as fifo:
+            return len(fifo.read())
+
+    assert await asyncio.to_thread(read) == 1500 * 1024 + 4
+    assert await ended(vms, task) == Exit(0)
+    await vms.destroy(task)
+
+
+@pytest.mark.parametrize("number", range(len(VM_STEPS)), ids=[step.name for step in VM_STEPS])
+async def test_start_that_fails_at_any_step_leaves_nothing(root: Path, images: OneImage, found: Machines, number: int) -> None:
+    async def fail(making: Making) -> None:
+        await VM_STEPS[number].do(making)
+        raise CreateFailed(making.bundle.id, "this step is made to fail")
+
+    steps = tuple(Step(step.name, fail if at == number else step.do, step.undo) for at, step in enumerate(VM_STEPS))
+    mounts = (Mount(target="/data", source=str(root)),)
+    with pytest.raises(CreateFailed, match="made to fail"):
+        await backend(root, images, found, steps=steps).start(shell("one", "sleep 1000", mounts=mounts))
+    assert not remains(root)
+
+
+async def test_supervisor_outlives_the_driver(root: Path, images: OneImage, found: Machines) -> None:
+    """The exit of a task that ended while no driver was there is known to the next one."""
+    (root / "shared").mkdir()
+    spec = shell(
+        "one", "while ! test -e /shared/go; do sleep 0.1; done; exit 9", mounts=(Mount(target="/shared", source=str(root / "shared")),)
+    )
+    task = handle("one", await backend(root, images, found).start(spec))
+    (root / "shared/go").touch()
+    vms = backend(root, images, found)
+    await vms.sweep()
+    await vms.recover(task)
+    assert await ended(vms, task) == Exit(9)
+    await vms.destroy(task)
