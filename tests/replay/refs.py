@@ -17,7 +17,9 @@ NAME, FILE = "refs", "refs.jsonl.gz"
 def replay(root: Path, rows: Iterable[Row]) -> Iterator[Outcome]:
     for row in rows:
         recorded = _recorded(row)
-        wrong = [f"{twin.__name__}: recorded {recorded}, observed {seen}" for twin in TWINS if (seen := _observed(twin, row["ref"])) != recorded]
+        wrong = [
+            f"{twin.__name__}: recorded {recorded}, observed {seen}" for twin in TWINS if (seen := _observed(twin, row["ref"])) != recorded
+        ]
         yield Outcome(row["case"], "failed" if wrong else "passed", "\n".join(wrong))
 
 
