@@ -99,7 +99,7 @@ async def test_an_image_for_another_system_is_refused_and_its_facts_are_kept(sto
 
 
 async def test_a_missing_image_says_so(store: ImageStore, server: registry.Registry) -> None:
-    with pytest.raises(PullFailed, match="has no manifests/1"):
+    with pytest.raises(PullFailed, match=r"missing:1.: the registry does not have it: check its name"):
         await pull(store, f"{server.host}/missing:1")
     with pytest.raises(NotFound):
         await pull(store, f"{server.host}/missing:1", PullPolicy.NEVER)

@@ -23,13 +23,14 @@ _TOKEN_BYTES = MIB
 
 
 class Login:
-    """What authenticates requests to one repository, once the registry has asked for it."""
+    """What authenticates requests to one repository, once the registry has asked for it. ``image`` is named in errors."""
 
-    def __init__(self, client: Client, auth: Auth | None, repository: str, *, insecure: bool) -> None:
+    def __init__(self, client: Client, auth: Auth | None, repository: str, image: str, *, insecure: bool) -> None:
         self.headers: dict[str, str] = {}
         self._client = client
         self._auth = auth
         self._repository = repository
+        self._image = image
         self._insecure = insecure
 
     async def answer(self, refusal: httpx2.Response) -> bool:
@@ -50,7 +51,7 @@ class Login:
     async def _token(self, parameters: Mapping[str, str]) -> str:
         realm = parameters.get("realm", "")
         if not realm.startswith("https://") and not (self._insecure and realm.startswith("http://")):
-            raise PullFailed(self._repository, f"the registry sends its clients to {realm[:200]!r} for a token, which is not secure")
+            raise PullFailed(self._image, f"the registry sends its clients to {realm[:200]!r} for a token, which is not secure")
         query = {"scope": f"repository:{self._repository}:pull"} | {
             key: value for key, value in parameters.items() if key in {"service", "scope"}
         }
@@ -60,10 +61,10 @@ class Login:
             async for piece in answer.aiter_bytes():
                 raw += piece
                 if len(raw) > _TOKEN_BYTES:
-                    raise PullFailed(self._repository, f"the token server sends more than {_TOKEN_BYTES} bytes")
+                    raise PullFailed(self._image, f"the token server sends more than {_TOKEN_BYTES} bytes")
         if answer.status_code != 200:
             raise PullFailed(
-                self._repository,
+                self._image,
                 f"the token server answers {answer.status_code}",
                 hint="check that the image exists and the credentials for it",
             )
@@ -74,9 +75,9 @@ class Login:
             doc = json.loads(raw)
             token = doc.get("token") or doc["access_token"]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise PullFailed(self._repository, "the token server sends no token") from error
+            raise PullFailed(self._image, "the token server sends no token") from error
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise PullFailed(self._repository, "the token server sends no proper token")
+            raise PullFailed(self._image, "the token server sends no proper token")
         return token
 
 

@@ -155,8 +155,8 @@ class Repository:
         self._insecure = client.is_insecure(host)
         self._scheme = "http" if self._insecure else "https"
         self._path = f"{host}/v2/{reference.repository}"
-        self._login = Login(client, auth, reference.repository, insecure=self._insecure)
-        self._image = f"{host}/{reference.repository}"
+        self._image = _named(reference)
+        self._login = Login(client, auth, reference.repository, self._image, insecure=self._insecure)
 
     async def root(self, limits: Limits) -> tuple[bytes, str]:
         """The manifest or index that the reference names, checked against the reference's digest, and its media type."""
@@ -275,8 +275,17 @@ class Repository:
                 self._image, f"the registry answers {status} for {path}", hint="check that the image exists and the credentials for it"
             )
         if status == 404:
-            raise PullFailed(self._image, f"the registry has no {path}", hint="check the image's name and tag")
+            if path.startswith("manifests/"):
+                raise PullFailed(self._image, "the registry does not have it", hint="check its name and tag")
+            raise PullFailed(self._image, f"the registry has no {path}", hint="push the image again")
         raise PullFailed(self._image, f"the registry answers {status} for {path}")
+
+
+def _named(reference: Reference) -> str:
+    """A reference as people write it, with its tag or digest."""
+    tag = f":{reference.tag}" if reference.tag else ""
+    digest = f"@{reference.digest}" if reference.digest else ""
+    return f"{reference.registry}/{reference.repository}{tag}{digest}"
 
 
 class _Transient(Exception):
