@@ -72,7 +72,7 @@ def works(work: Iterable[Chunk], facts: Facts, fleet: Fleet | None) -> Iterator[
 def _work(document: Json, facts: Facts, fleet: Fleet | None) -> Work:
     line = parse_job(SubmitLine, document)
     task_config(line)
-    request = request_of(line)
+    request = request_of(line, line.id)
     known = facts(request.image)
     if fleet is None:
         return Work(line, request, known)

@@ -11,7 +11,6 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from typing import Any, Final, TypeVar
 
@@ -66,16 +65,17 @@ class Decider:
         document: dict[str, Any] = {}
         try:
             document = read_line(line)
-            request = request_of(parse_job(JobLine, document))
+            job = parse_job(JobLine, document)
+            is_model = plain and len(job.image) <= _MAX_MODEL_IMAGE
+            request = request_of(job, self._id if is_model else job.id)
             facts = self._facts(request.image)
         except DriverError as error:
             return encoded(refusal(id_of(document), number, error)), OUTCOMES["none", error.kind], False
-        if plain and len(request.image) <= _MAX_MODEL_IMAGE:
-            answer, counter = self._answer(replace(request, service=self._id), facts, self._line)
-            model = encoded(answer).replace(b'"%s"' % self._line.encode(), LINE_HOLE).replace(self._id.encode(), ID_HOLE)
-            return model, counter, True
-        answer, counter = self._answer(request, facts, number)
-        return encoded(answer), counter, False
+        answer, counter = self._answer(request, facts, self._line if is_model else number)
+        text = encoded(answer)
+        if is_model:
+            text = text.replace(b'"%s"' % self._line.encode(), LINE_HOLE).replace(self._id.encode(), ID_HOLE)
+        return text, counter, is_model
 
     def _answer(self, request: Request, facts: ImageFacts, line: int | str) -> tuple[Answer, int]:
         try:
@@ -114,10 +114,10 @@ def parse_job(model: type[Job], document: dict[str, Any]) -> Job:
         raise InvalidSpec("the line is nested too deeply") from None
 
 
-def request_of(job: JobLine) -> Request:
-    """What of a job decides."""
+def request_of(job: JobLine, service: str) -> Request:
+    """What of a job decides; ``service`` names it in refusals."""
     platform = Platform(job.platform.os, job.platform.arch) if job.platform else None
-    return Request(service=job.id, image=fastpath.canonical(job.image), runtime=job.runtime, labels=job.labels, platform=platform)
+    return Request(service=service, image=fastpath.canonical(job.image), runtime=job.runtime, labels=job.labels, platform=platform)
 
 
 def refusal(name: str | None, line: int | str, error: DriverError) -> Answer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from zlayer_driver import fastpath
@@ -58,7 +57,7 @@ class FleetBatch:
 
     def _need(self, job: JobLine) -> tuple[int, bool]:
         """The number of a need, and whether it stands for longer than this chunk."""
-        request = replace(request_of(job), service="the job")
+        request = request_of(job, "the job")
         facts = self._facts(request.image)
         platform = request.platform
         key = (request.image, request.runtime, request.labels.get(ISOLATION_LABEL), platform and platform.os, platform and platform.arch)
