@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.host.overlay_lab import Host, lab, run
 from zlayer_driver.host import netlink_messages as messages
@@ -40,9 +41,10 @@ class Bare:
     def prepare(self, place: Path) -> None:
         """Encodes everything: what is measured is the kernel's part alone."""
         self._fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        self._pair = messages.veth(
-            "bare0", bridge=self._bridge, mtu=1450, peer="eth0", peer_mac="02:00:00:00:00:01", peer_netns_fd=self._fd
-        )
+        with patch.object(messages, "_ONE_QUEUE", ()):  # a pair as everybody makes it
+            self._pair = messages.veth(
+                "bare0", bridge=self._bridge, mtu=1450, peer="eth0", peer_mac="02:00:00:00:00:01", peer_netns_fd=self._fd
+            )
         gateway = ip_address("10.77.0.1"), ip_address("fd77::1")
         self._inside = Batch.join(
             [

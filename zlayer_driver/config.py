@@ -51,6 +51,17 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _absolute_if_any(value: str) -> str:
+    return _absolute(value) if value else value
+
+
+def _mirrors(value: Mapping[str, str]) -> Mapping[str, str]:
+    for registry, hosts in value.items():
+        if not all(host.strip() and "/" not in host for host in (registry, *hosts.split(","))):
+            raise ValueError("each registry needs its mirrors as host[:port], with commas between")
+    return value
+
+
 def _address(value: str) -> str:
     return str(ip_address(value))
 
@@ -82,6 +93,7 @@ def _contains(whole: IPv4Network | IPv6Network, share: IPv4Network | IPv6Network
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+OptionalPath = Annotated[str, AfterValidator(_absolute_if_any)]
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 IpAddress = Annotated[str, AfterValidator(_address)]
 Ipv4Subnet = Annotated[str, AfterValidator(_subnet(4))]
@@ -137,7 +149,7 @@ class OverlayBlock(Block):
     port: int = Field(0, ge=0, le=65535, description="UDP port of the transport; 0: 4789 for VXLAN, 51820 for WireGuard")
     vni: int = Field(4096, ge=1, lt=1 << 24, description="VXLAN network identifier")
     bridge: str = Field(
-        "zlayer0", pattern=r"[a-z][a-z0-9]{1,7}$", description="Name of the node's bridge, from which all link names derive"
+        "zlayer0", pattern=r"^[a-z][a-z0-9]{1,7}$", description="Name of the node's bridge, from which all link names derive"
     )
     mtu: int = Field(0, ge=0, le=65535, description="MTU within the overlay; 0: what the underlay leaves")
     default_route: bool = Field(default=False, description="Whether containers send everything into the overlay, not only what is for it")
@@ -177,6 +189,17 @@ class PluginConfig(Block):
     insecure_registries: list[str] = Field(
         [], description="Registries (host or host:port) to speak plain HTTP with; loopback addresses always may"
     )
+    registry_auth_file: OptionalPath = Field(
+        "", description="Docker config.json with credentials for registries, inline or by helpers; those of a task come first"
+    )
+    registry_ca_file: OptionalPath = Field("", description="PEM file with certificates to trust for registries besides the system's")
+    registry_mirrors: Annotated[StringMap, AfterValidator(_mirrors)] = Field(
+        {}, description="Hosts to ask before a registry, by its name, with commas between them"
+    )
+    allow_image_devices: bool = Field(default=False, description="Whether images may bring devices beyond null, zero, tty and their like")
+    image_max_layers: int = Field(256, gt=0, description="Most layers of one image")
+    image_max_layer_mb: int = Field(65536, gt=0, description="Most MiB that one layer may unpack to")
+    image_max_layer_entries: int = Field(2_000_000, gt=0, description="Most files, directories and links of one layer")
     image_pull_timeout: Duration = Field(300.0, description="How long a pull may take when the task does not say")
     allow_caps: list[str] = Field([], description='Capabilities that tasks may add, such as "net_admin"; "all" allows any')
     allow_privileged: bool = Field(default=False, description="Whether tasks may be privileged")

@@ -111,7 +111,7 @@ async def test_a_plugin_killed_in_an_attach_is_repaired_by_the_next(host: Host, 
         patched.setattr(core.leases, "leave", lambda owner: None)
         patched.setattr(core.netns, "reap", lambda: None)
         with pytest.raises(KeyboardInterrupt):
-            await asyncio.wrap_future(killed._worker._thread.submit(core.netns.attach, "c", str(place)))  # type: ignore[union-attr]  # it is open
+            await killed.attach("c", str(place))
     await killed.close()
     overlay = host.overlay()
     attached = await overlay.attach("c", str(place))

@@ -25,6 +25,9 @@ _PF_BRIDGE = 7
 _ONLINK = 4  # RTNH_F_ONLINK
 _MAIN, _STATIC, _UNICAST, _LINK_SCOPE = 254, 4, 1, 253
 
+# A queue per CPU, a veth's default, is only used where XDP is; each costs the making of a pair several sysfs entries.
+_ONE_QUEUE = (("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1))
+
 Attributes = Sequence[tuple[str, Any]]
 
 
@@ -93,11 +96,13 @@ def veth(name: str, *, bridge: int, mtu: int, peer: str, peer_mac: str, peer_net
         ("IFLA_ADDRESS", peer_mac),
         ("IFLA_MTU", mtu),
         ("IFLA_NET_NS_FD", peer_netns_fd),
+        *_ONE_QUEUE,
     ]
     attributes = [
         ("IFLA_IFNAME", name),
         ("IFLA_MTU", mtu),
         ("IFLA_MASTER", bridge),
+        *_ONE_QUEUE,
         _nested("veth", [("VETH_INFO_PEER", {"attrs": other})]),
     ]
     return _message(_LINK, _ACK | _CREATE | _EXCL, f"make the pair {name}", {"flags": _UP, "change": _UP}, attributes)

@@ -6,11 +6,13 @@ import asyncio
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 from zlayer_driver.host.mounts import mount, unmount
 
@@ -57,28 +59,66 @@ def visit(there: int) -> Iterator[None]:
             enter(home)
 
 
-class Worker:
-    """One thread in one network namespace, which does in turn what must be done there. The event loop itself never leaves its own."""
+class _Job:
+    """Work for a `Worker`, and the future of whoever waits for it."""
 
-    def __init__(self, path: str = "/proc/self/ns/net") -> None:
+    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self.ended = loop.create_future()
+
+    def do(self, refused: OSError | None) -> None:
+        """In the worker's thread, which may be none of its namespace's."""
+        result: Any = None
+        failure: BaseException | None = refused
+        try:
+            result = self._work() if refused is None else None
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the work was asked for
+            failure = error
+        self._loop.call_soon_threadsafe(self._end, result, failure)
+
+    def _end(self, result: Any, failure: BaseException | None) -> None:
+        if self.ended.cancelled():
+            if failure:
+                _log.warning("failed while its caller was cancelled: %s", failure)
+        elif failure:
+            self.ended.set_exception(failure)
+        else:
+            self.ended.set_result(result)
+
+
+class Worker:
+    """One thread in one network namespace, which does in turn what must be done there. The event loop itself never leaves its own.
+
+    Leaner than an executor, since a switch to a thread and back is a quarter of what an attach takes.
+    """
+
+    def __init__(self, path: str = _OWN) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._thread = ThreadPoolExecutor(1, "netns", enter, (self._fd,))
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._live, name="netns", daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        refused: OSError | None = None
+        try:
+            enter(self._fd)
+        except OSError as error:
+            refused = error
+        while job := self._jobs.get():
+            job.do(refused)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``work`` gives. Work that has begun goes on to its end when the caller is cancelled; the cancellation follows then."""
-        asked = asyncio.wrap_future(future := self._thread.submit(work, *args, **kwargs))
-        try:
-            return await asyncio.shield(asked)
-        except asyncio.CancelledError:
-            if not future.cancel():
-                await asyncio.wait([asked])
-            if asked.done() and not asked.cancelled() and (failure := asked.exception()):
-                _log.warning("failed while its caller was cancelled: %s", failure)
-            raise
+        """What ``work`` gives. It goes on to its end when the caller is cancelled."""
+        job = _Job(partial(work, *args, **kwargs), asyncio.get_running_loop())
+        self._jobs.put(job)
+        found: T = await job.ended
+        return found
 
     def close(self) -> None:
         """After the work that was asked for."""
-        self._thread.shutdown()
+        self._jobs.put(None)
+        self._thread.join()
         os.close(self._fd)
 
 

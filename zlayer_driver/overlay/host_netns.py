@@ -21,13 +21,13 @@ from zlayer_driver.host import netns
 from zlayer_driver.host.netlink import Batch, Socket, Template
 from zlayer_driver.overlay.fabric import Fabric
 from zlayer_driver.overlay.leases import Lease, Leases
-from zlayer_driver.overlay.plan import INTERFACE, Address, Plan, container_mac
+from zlayer_driver.overlay.plan import INTERFACE, Address, Plan, container_mac, mac_text
 
 _OUT = 0x7A6C  # the link group of what was taken out of traffic
 _INT = struct.Struct("=i")
 # What stands for the values of one attach in the encoded messages.
 _BLANK_NAME = "zlblankname0000"  # 15 characters: the longest name of a link
-_BLANK_MAC = "02:fe:5a:4c:b1:a7"
+_BLANK_MAC = bytes.fromhex("02fe5a4cb1a7")
 _BLANK_FD = 0x5A4CB1A1
 _BLANK_INDEX = 0x5A4CB1A2
 _BLANK_ADDRESSES = (ip_address("203.113.90.177"), ip_address("2001:db8:5a4c:b1a7:5a4c:b1a7:5a4c:b1a7"))
@@ -92,7 +92,8 @@ class HostNetns:
         held = {self._plan.link(lease.number) for lease in self._leases.all() if not lease.leaving and self._is_there(lease)}
         for name in messages.links(self._sock):
             if name.startswith(self._plan.prefix) and name not in held:
-                self._sock.send(messages.link_out(name, group=_OUT))
+                with _absent_is_fine():  # the kernel may be deleting it, with its namespace
+                    self._sock.send(self._out.fill({"name": _name(name)}))
         self.reap()
 
     def _is_there(self, lease: Lease) -> bool:
@@ -114,7 +115,7 @@ class HostNetns:
 
     def _make_pair(self, wanted: Attachment, there: int) -> None:
         mac = container_mac(wanted.addresses[0])
-        values = {"name": _name(wanted.link), "mac": _mac(mac), "fd": _INT.pack(there)}
+        values = {"name": _name(wanted.link), "mac": mac, "fd": _INT.pack(there)}
         try:
             self._sock.send(self._pair.fill(values))
         except FileExistsError:
@@ -124,12 +125,12 @@ class HostNetns:
                 self._sock.send(messages.link_gone(wanted.link))
             self._sock.send(self._pair.fill(values))
 
-    def _is_joined(self, wanted: Attachment, there: int, mac: str) -> bool:
+    def _is_joined(self, wanted: Attachment, there: int, mac: bytes) -> bool:
         """Whether the pair is there already, as it should be: of an attach that a crash cut short, or that is repeated."""
         outer = messages.links(self._sock).get(wanted.link)
         with netns.visit(there), Socket() as inside:
             inner = messages.links(inside).get(INTERFACE)
-        if inner and inner.mac != mac:
+        if inner and inner.mac != mac_text(mac):
             raise NetworkError(f"the namespace {wanted.place} has an interface {INTERFACE} of somebody else's")
         return bool(inner and outer and outer.up and outer.master == self._fabric.bridge and outer.peer == inner.index)
 
@@ -151,10 +152,10 @@ class HostNetns:
             bridge=self._fabric.bridge,
             mtu=self._fabric.mtu,
             peer=INTERFACE,
-            peer_mac=_BLANK_MAC,
+            peer_mac=mac_text(_BLANK_MAC),
             peer_netns_fd=_BLANK_FD,
         )
-        return Template(batch, {"name": _BLANK_NAME.encode(), "mac": _mac(_BLANK_MAC), "fd": _INT.pack(_BLANK_FD)})
+        return Template(batch, {"name": _BLANK_NAME.encode(), "mac": _BLANK_MAC, "fd": _INT.pack(_BLANK_FD)})
 
     def _inside_template(self) -> Template:
         blanks = {"index": _INT.pack(_BLANK_INDEX)}
@@ -173,10 +174,6 @@ class HostNetns:
 def _name(link: str) -> bytes:
     """As it fills a blank name: the kernel reads up to the first zero."""
     return link.encode().ljust(len(_BLANK_NAME), b"\0")
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
 
 
 @contextmanager

@@ -179,19 +179,19 @@ class Plan:
         return mtu
 
 
-def container_mac(address: Address) -> str:
+def container_mac(address: Address) -> bytes:
     """A locally administered MAC that follows from the container's IPv4 address."""
-    return _mac(0x7A, address)
+    return b"\x02\x7a" + address.packed
 
 
 def bridge_mac(subnets: Subnets) -> str:
-    return _mac(0x7C, subnets.own()[0])
+    return mac_text(b"\x02\x7c" + subnets.own()[0].packed)
 
 
 def transport_mac(subnets: Subnets) -> str:
     """The MAC of a node's VXLAN device, which every peer can compute."""
-    return _mac(0x7B, subnets.own()[0])
+    return mac_text(b"\x02\x7b" + subnets.own()[0].packed)
 
 
-def _mac(kind: int, address: Address) -> str:
-    return ":".join(f"{byte:02x}" for byte in (0x02, kind, *address.packed))
+def mac_text(mac: bytes) -> str:
+    return mac.hex(":")
