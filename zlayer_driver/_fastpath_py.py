@@ -283,8 +283,8 @@ def _sidecar_os(ref: str, caches: Sequence[str]) -> OS | None:
 
 def _asked(cache: str | os.PathLike[str] | BlobCache, ref: str) -> tuple[ImageFacts, bool]:
     if isinstance(cache, BlobCache):
-        with cache._open():  # noqa: SLF001 -- a friend: the handle and this function are one module
-            return cache._probe(ref)  # noqa: SLF001
+        with cache._open():  # noqa: SLF001  # a friend: the handle and this function are one module
+            return cache._probe(ref)  # noqa: SLF001  # likewise
     with BlobCache(cache) as opened:
         return _asked(opened, ref)
 

@@ -303,9 +303,7 @@ class CanListImages(Protocol):
 
 @runtime_checkable
 class HasImage(Protocol):
-    async def has_image(self, image: str) -> bool:
-        """Whether `CanListImages.list_images` would list it, for backends that know without listing."""
-        ...
+    async def has_image(self, image: str) -> bool: ...  # whether `CanListImages` would list it, without listing all
 
 
 @runtime_checkable

@@ -15,6 +15,6 @@ def entry() -> None:
 
         sys.exit(serve())
     else:
-        from zlayer_driver.cli.commands import cli  # noqa: PLC0415
+        from zlayer_driver.cli.commands import cli  # noqa: PLC0415  # likewise
 
         cli(prog_name="zlayer-driver")

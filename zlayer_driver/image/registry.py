@@ -217,7 +217,7 @@ class Repository:
     @asynccontextmanager
     async def _get(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
         """A good answer whose body is not yet read; `_Transient` where trying again may help. Logs in where the registry asks for it."""
-        import httpx2  # noqa: PLC0415
+        import httpx2  # noqa: PLC0415  # at the first pull: a launch must not pay for it
 
         try:
             for _ in range(_TURNS):
@@ -246,7 +246,7 @@ class Repository:
     @asynccontextmanager
     async def _follow(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
         """The answer after redirects. Credentials stay with the registry, and a secure connection stays secure."""
-        import httpx2  # noqa: PLC0415
+        import httpx2  # noqa: PLC0415  # at the first pull: a launch must not pay for it
 
         at, sent = httpx2.URL(url), dict(headers)
         for _ in range(_REDIRECTS):
