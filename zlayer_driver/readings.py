@@ -53,11 +53,21 @@ class Usage:
     memory_limit_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """What one process has used since it began."""
+
+    cpu_user_ns: int
+    cpu_system_ns: int
+    rss_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSample:
     """One sample of a usage stream; counters run from the container's start. ``at`` is in UTC; ``None`` is «not measured».
 
-    ``memory_bytes`` is all that counts against the limit, of which ``rss`` is anonymous memory and ``cache`` file pages.
+    ``memory_bytes`` is all that counts against the limit, of which ``rss`` is anonymous memory and ``cache`` file pages. ``processes`` are by
+    the pids that the node gives them; of a great many, only some.
     """
 
     at: datetime
@@ -78,6 +88,9 @@ class UsageSample:
     memory_peak_bytes: int | None = None
     cpu_throttled_periods: int | None = None
     cpu_throttled_ns: int | None = None
+    memory_kernel_bytes: int | None = None
+    memory_kernel_peak_bytes: int | None = None
+    processes: Mapping[int, ProcessUsage] = field(default_factory=dict)
 
 
 class WaitCondition(StrEnum):

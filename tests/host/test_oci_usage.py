@@ -47,6 +47,8 @@ async def test_samples_come_until_the_end(root: Path, images: OneImage) -> None:
     async for sample in oci_usage.samples(oci._containers["one"], 0.01):
         count += 1
         assert sample.pids == 1
+        assert list(sample.processes) == [await oci.pid(task)]
+        assert all(used.rss_bytes > 0 for used in sample.processes.values())
         if count == 3:
             await oci.signal(task, "KILL")
             break

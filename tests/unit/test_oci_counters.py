@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from zlayer_driver.host.cgroups import Mode, Trees, oom_kills, trees
-from zlayer_driver.host.usage import read
+from zlayer_driver.host.usage import cpu_ns, processes, read
 
 HYBRID = """\
 24 1 0:21 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -80,6 +81,24 @@ def test_usage_of_v1(tmp_path: Path) -> None:
     assert oom_kills("/x", mounted) == 1
 
 
+def test_processes_of_a_group_and_below_it(tmp_path: Path) -> None:
+    """Those that have ended since the list was read do not count."""
+    write(tmp_path / "x", cgroup__procs=f"{2**22 + 1}\n")
+    write(tmp_path / "x/below", cgroup__procs=f"{os.getpid()}\n")
+    (used,) = processes(Trees({}, tmp_path), "/x").values()
+    assert used.rss_bytes > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "text"), [("cpuacct", "cpuacct.usage", "7000\n"), ("", "cpu.stat", "usage_usec 7\nuser_usec 5\n")], ids=["v1", "v2"]
+)
+def test_cpu_time_alone(tmp_path: Path, kind: str, file: str, text: str) -> None:
+    write(tmp_path / kind / "x", **{file: text})
+    mounted = Trees({"memory": tmp_path, "cpuacct": tmp_path / kind}, None) if kind else Trees({}, tmp_path)
+    assert cpu_ns(mounted, "/x") == read(mounted, "/x").cpu_ns == 7000
+
+
 def test_a_group_that_is_gone_counts_nothing(tmp_path: Path) -> None:
+    assert processes(Trees({}, tmp_path), "/gone") == {}
     assert read(Trees({}, tmp_path), "/gone").memory_bytes == 0
     assert oom_kills("/gone", Trees({}, tmp_path)) == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -11,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.doubles.scripted_driver import AT
 from tests.wire.conftest import Wire
 from tests.wire.test_services import ID, refusal, start
+from zlayer_driver.readings import ProcessUsage, UsageSample
 from zlayer_driver.wire import stats
 from zlayer_driver.wire._gen import base_pb2, driver_pb2, task_pb2
 
@@ -102,6 +106,51 @@ async def test_statistics_have_rates_from_the_second_sample_on(wire: Wire) -> No
     assert (cpu.percent, cpu.system_mode, cpu.user_mode, cpu.total_ticks) == (50.0, 10.0, 40.0, 1250.0)
     assert len(cpu.measured_fields) == 4
     assert second.HasField("timestamp")
+
+
+def sample(at_s: int, **measured: Any) -> UsageSample:
+    nothing = UsageSample(at=AT + timedelta(seconds=at_s), cpu_total_ns=0, memory_bytes=1, memory_limit_bytes=0)
+    return dataclasses.replace(nothing, **measured)
+
+
+def test_all_that_is_measured_is_told_and_named() -> None:
+    memory, cpu = task_pb2.MemoryUsage, task_pb2.CPUUsage
+    parts = {
+        "memory_rss_bytes": 2,
+        "memory_cache_bytes": 3,
+        "memory_peak_bytes": 4,
+        "memory_kernel_bytes": 5,
+        "memory_kernel_peak_bytes": 6,
+    }
+    throttled = {"cpu_throttled_periods": 0, "cpu_throttled_ns": 8}
+    told = stats.Meter(1000, 1).message(sample(0, **parts, memory_swap_bytes=0, **throttled)).agg_resource_usage
+    assert sorted(told.memory.measured_fields) == sorted(memory.Fields.values())
+    assert (told.memory.rss, told.memory.cache, told.memory.max_usage, told.memory.usage) == (2, 3, 4, 1)
+    assert (told.memory.kernel_usage, told.memory.kernel_max_usage, told.memory.swap) == (5, 6, 0)
+    assert list(told.cpu.measured_fields) == [cpu.THROTTLED_PERIODS, cpu.THROTTLED_TIME]
+    assert (told.cpu.throttled_periods, told.cpu.throttled_time) == (0, 8)
+
+
+def test_each_process_has_its_own_rates() -> None:
+    meter = stats.Meter(2000, 1)
+    second = 1_000_000_000
+    before = {7: ProcessUsage(0, 0, 100), 8: ProcessUsage(9 * second, 0, 100)}
+    meter.message(sample(0, processes=before))
+    told = meter.message(
+        sample(1, processes={7: ProcessUsage(second // 2, second // 4, 200), 8: ProcessUsage(0, 0, 1)})
+    ).resource_usage_by_pid
+    assert told["7"].memory.rss == 200
+    assert list(told["7"].memory.measured_fields) == [task_pb2.MemoryUsage.RSS]
+    assert (told["7"].cpu.percent, told["7"].cpu.system_mode, told["7"].cpu.total_ticks) == (75.0, 25.0, 1500.0)
+    assert not told["8"].cpu.measured_fields, "its pid was used again"
+
+
+def test_without_a_topology_there_are_no_ticks_and_no_part_beyond_the_whole() -> None:
+    meter = stats.Meter(0, 1)
+    meter.message(sample(0, cpu_total_ns=100, cpu_system_ns=100))
+    cpu = meter.message(sample(1, cpu_total_ns=200, cpu_system_ns=900)).agg_resource_usage.cpu
+    assert task_pb2.CPUUsage.TOTAL_TICKS not in cpu.measured_fields
+    assert (cpu.user_mode, cpu.system_mode) == (0.0, cpu.percent)
 
 
 def test_the_operators_compute_replaces_the_measured() -> None:

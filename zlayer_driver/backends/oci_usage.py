@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from zlayer_driver.backends.oci_container import Container
@@ -13,10 +14,12 @@ from zlayer_driver.host import cgroups, usage
 from zlayer_driver.readings import UsageSample
 
 _INTERVAL_S = 1.0
+_FULL_EVERY = 10
 
 
-def sample(container: Container) -> UsageSample:
-    used = usage.read(cgroups.trees(), container.bundle.cgroup)
+def sample(container: Container, trees: cgroups.Trees | None = None) -> UsageSample:
+    trees = trees or cgroups.trees()
+    used = usage.read(trees, container.bundle.cgroup)
     received, sent = usage.traffic(container.record.init.pid)
     return UsageSample(
         at=datetime.now(UTC),
@@ -37,15 +40,29 @@ def sample(container: Container) -> UsageSample:
         memory_peak_bytes=used.memory_peak_bytes,
         cpu_throttled_periods=used.throttled_periods,
         cpu_throttled_ns=used.throttled_ns,
+        memory_kernel_bytes=used.kernel_bytes,
+        memory_kernel_peak_bytes=used.kernel_peak_bytes,
+        processes=usage.processes(trees, container.bundle.cgroup),
     )
 
 
 async def samples(container: Container, interval_s: float = _INTERVAL_S) -> AsyncIterator[UsageSample]:
-    """One at once, then one every ``interval_s``, to the container's end."""
-    ended = False
-    while not ended:
-        yield sample(container)
+    """One at once, then one every ``interval_s``, to the container's end.
+
+    A container that has not run since the last sample is not read again, but for every tenth time: most containers of a node are idle.
+    """
+    trees = cgroups.trees()
+    last, age, ended = sample(container, trees), 0, False
+    while True:
+        yield last
         with suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await container.wait()
                 ended = True
+        if ended:
+            return
+        age += 1
+        if age < _FULL_EVERY and usage.cpu_ns(trees, container.bundle.cgroup) == last.cpu_total_ns:
+            last = replace(last, at=datetime.now(UTC))
+        else:
+            last, age = sample(container, trees), 0
