@@ -12,7 +12,9 @@ from zlayer_driver.composite import Composite, OnFallback
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import CanSweep
 from zlayer_driver.errors import CacheError
-from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.registry import Client
+from zlayer_driver.image.store import ImageStore, Limits
+from zlayer_driver.image.values import MIB
 from zlayer_driver.model import OS, Fingerprint, Health, ImageFacts, Target
 
 PREFIX = "driver.zlayer"
@@ -23,11 +25,23 @@ _RUNS = {  # operating systems of the images that each target runs; the primary 
 }
 
 
+def _image_store(config: PluginConfig) -> ImageStore:
+    """The store of a state directory, with what the operator says of registries and of images' sizes."""
+    client = Client(
+        insecure=config.insecure_registries,
+        mirrors={registry: [host.strip() for host in hosts.split(",")] for registry, hosts in config.registry_mirrors.items()},
+        auth_file=Path(config.registry_auth_file) if config.registry_auth_file else None,
+        ca_file=Path(config.registry_ca_file) if config.registry_ca_file else None,
+    )
+    limits = Limits(layers=config.image_max_layers, layer_bytes=config.image_max_layer_mb * MIB, entries=config.image_max_layer_entries)
+    return ImageStore(Path(config.state_dir, "images"), client=client, limits=limits, allow_devices=config.allow_image_devices)
+
+
 class Node:
     """Made from the operator's config alone; touches the machine only when a method is called."""
 
     def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
-        self.store = ImageStore(Path(config.state_dir, "images"), insecure=config.insecure_registries)
+        self.store = _image_store(config)
         self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
         self._open_caches: dict[Path, fastpath.BlobCache] = {}
         self._opening = threading.Lock()

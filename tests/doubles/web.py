@@ -18,6 +18,7 @@ class Call:
     path: str
     headers: Mapping[str, str]
     writer: asyncio.StreamWriter
+    body: bytes = b""
 
     async def answer(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
         """``length`` is what Content-Length says. Underscores in header names stand for hyphens. The connection is closed after it."""
@@ -45,7 +46,8 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncI
         try:
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-            call = Call(first.split(" ")[1], headers, writer)
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            call = Call(first.split(" ")[1], headers, writer, body)
             web.calls.append(call)
             await handler(call)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zlayer_driver.errors import ConfigError
-from zlayer_driver.image.credentials import AuthFile
+from zlayer_driver.image.credentials import IDENTITY, AuthFile
 from zlayer_driver.model import Auth
 
 
@@ -76,18 +76,21 @@ async def test_helpers(tmp_path: Path, helpers: Path) -> None:
     assert await file.find("docker.io") == Auth("u", "for https://index.docker.io/v1/")
 
 
+@pytest.mark.parametrize("document", [{"auths": {"a.io": {"auth": encoded("u:"), "identitytoken": "x"}}}, {"credsStore": "token"}])
+async def test_identity_tokens_are_told_by_their_user(tmp_path: Path, helpers: Path, document: Any) -> None:
+    helper(helpers, "token", 'echo "{\\"Username\\":\\"<token>\\",\\"Secret\\":\\"x\\"}"')
+    assert await auth_file(tmp_path, document).find("a.io") == Auth(IDENTITY, "x")
+
+
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
         ("{", "cannot read credentials"),
         ({"auths": {"a.io": {"auth": "!"}}}, "are damaged"),
-        ({"auths": {"a.io": {"identitytoken": "x"}}}, "an identity token for a.io.*: log in with"),
-        ({"credHelpers": {"a.io": "token"}}, "an identity token"),
         ({"credHelpers": {"a.io": "missing"}}, "docker-credential-missing is not installed"),
         ({"credHelpers": {"a.io": "../../bin/sh"}}, "no name of a credential helper"),
     ],
 )
 async def test_faults_are_named(tmp_path: Path, helpers: Path, document: Any, reason: str) -> None:
-    helper(helpers, "token", 'echo "{\\"Username\\":\\"<token>\\",\\"Secret\\":\\"x\\"}"')
     with pytest.raises(ConfigError, match=reason):
         await auth_file(tmp_path, document).find("a.io")

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.doubles.web import Call, Web, serving
 from zlayer_driver import fastpath
 from zlayer_driver.errors import PullFailed
 from zlayer_driver.image import registry
+from zlayer_driver.image.credentials import IDENTITY
 from zlayer_driver.image.registry import Client, Repository
 from zlayer_driver.image.stream import verified
 from zlayer_driver.image.values import Descriptor, Limits, Malformed
@@ -191,6 +193,22 @@ async def test_a_token_is_fetched_once_with_the_credentials(client: Client) -> N
         tokens = [call for call in web.calls if call.path.startswith("/token")]
         assert [call.path for call in tokens] == ["/token?scope=repository%3Aapp%3Apull&service=s"]
         assert tokens[0].headers["authorization"] == f"Basic {base64.b64encode(b'user:secret').decode()}"
+
+
+async def test_an_identity_token_is_posted_and_never_a_password(client: Client) -> None:
+    known: list[Web] = []
+    async with serving(guarded(known)) as web:
+        known.append(web)
+        assert await download(repository(client, web, Auth(IDENTITY, "long-lived"))) == CONTENT
+        (asked,) = [call for call in web.calls if call.path.startswith("/token")]
+        assert "authorization" not in asked.headers
+        assert dict(parse_qsl(asked.body.decode())) == {
+            "grant_type": "refresh_token",
+            "client_id": "zlayer-driver",
+            "refresh_token": "long-lived",
+            "service": "s",
+            "scope": "repository:app:pull",
+        }
 
 
 async def test_a_refused_token_ends_it(client: Client) -> None:

@@ -1,4 +1,7 @@
-"""Logging in to a registry: HTTP basic authentication, and the token flow of the distribution project's auth specification."""
+"""Logging in to a registry: HTTP basic authentication, and the token flows of the distribution project's auth specification.
+
+A token is asked for by GET with a name and password, or, as its oauth.md says, by POST with an identity token (a *refresh token* there).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from zlayer_driver.errors import PullFailed
+from zlayer_driver.image.credentials import IDENTITY
 from zlayer_driver.image.values import MIB
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ class Login:
                 parameters = {name.lower(): quoted or bare for name, quoted, bare in _PARAMETER.findall(match[2])}
                 self.headers = {"Authorization": f"Bearer {await self._token(parameters)}"}
                 return True
-            if self._auth is not None:
+            if self._auth is not None and self._auth.username != IDENTITY:
                 self.headers = {"Authorization": _basic(self._auth)}
                 return True
         return False
@@ -55,9 +60,8 @@ class Login:
         query = {"scope": f"repository:{self._repository}:pull"} | {
             key: value for key, value in parameters.items() if key in {"service", "scope"}
         }
-        headers = {} if self._auth is None else {"Authorization": _basic(self._auth)}
         raw = bytearray()
-        async with self._client.http(insecure=self._insecure).stream("GET", realm, params=query, headers=headers) as answer:
+        async with self._ask(realm, query) as answer:
             async for piece in answer.aiter_bytes():
                 raw += piece
                 if len(raw) > _TOKEN_BYTES:
@@ -69,6 +73,15 @@ class Login:
                 hint="check that the image exists and the credentials for it",
             )
         return self._read_token(bytes(raw))
+
+    def _ask(self, realm: str, query: Mapping[str, str]) -> AbstractAsyncContextManager[httpx2.Response]:
+        http = self._client.http(insecure=self._insecure)
+        if self._auth is None:
+            return http.stream("GET", realm, params=query)
+        if self._auth.username == IDENTITY:
+            form = {"grant_type": "refresh_token", "client_id": "zlayer-driver", "refresh_token": self._auth.password}
+            return http.stream("POST", realm, data={**form, **query})
+        return http.stream("GET", realm, params=query, headers={"Authorization": _basic(self._auth)})
 
     def _read_token(self, raw: bytes) -> str:
         try:

@@ -22,7 +22,7 @@ _HELPER = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _HELPER_TIMEOUT_S = 30.0
 _MAX_BYTES = 1 << 20
 _DOCKER_HUB = "https://index.docker.io/v1/"  # the key of docker.io
-_IDENTITY = "<token>"  # the user name that marks an identity token
+IDENTITY = "<token>"  # the user name that marks a password as an identity token, in helpers' answers and in `Auth` here
 
 
 class AuthFile:
@@ -54,7 +54,7 @@ class AuthFile:
 
     def _inline(self, entry: Mapping[str, Any], registry: str) -> Auth | None:
         if entry.get("identitytoken"):
-            raise self._unusable(registry)
+            return Auth(IDENTITY, str(entry["identitytoken"]))
         if not entry.get("auth"):
             user, password = entry.get("username"), entry.get("password")
             return Auth(user, password) if isinstance(user, str) and isinstance(password, str) else None
@@ -84,20 +84,16 @@ class AuthFile:
             if child.returncode is None:
                 child.kill()
                 await child.wait()
-        return self._answered(answer, key) if child.returncode == 0 else None
+        return _answered(answer) if child.returncode == 0 else None
 
-    def _answered(self, answer: bytes, key: str) -> Auth | None:
-        try:
-            document = json.loads(answer)
-            user, secret = document["Username"], document["Secret"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
-        if user == _IDENTITY:
-            raise self._unusable(key)
-        return Auth(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
 
-    def _unusable(self, registry: str) -> ConfigError:
-        return ConfigError(f"{str(self._path)!r} has an identity token for {registry}", hint="log in with a user name and an access token")
+def _answered(answer: bytes) -> Auth | None:
+    try:
+        document = json.loads(answer)
+        user, secret = document["Username"], document["Secret"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Auth(user, secret) if isinstance(user, str) and isinstance(secret, str) else None
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
