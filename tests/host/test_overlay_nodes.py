@@ -131,7 +131,7 @@ async def test_the_next_process_takes_over_without_a_packet_lost(nodes: list[Nod
 
 
 @pytest.mark.needs("iperf3")
-async def test_throughput_is_that_of_a_tunnel_made_by_hand(made: Lab) -> None:
+async def testthroughput_is_that_of_a_tunnel_made_by_hand(made: Lab) -> None:
     """Not a benchmark: a tunnel that falls back to fragments or software loops is slower by an order of magnitude."""
     if made.transport is Transport.WIREGUARD:
         return  # its speed is the userspace program's
@@ -139,8 +139,8 @@ async def test_throughput_is_that_of_a_tunnel_made_by_hand(made: Lab) -> None:
     for node in (one, two):
         await node.start()
     await introduce([one, two])
-    ours = await asyncio.to_thread(_throughput, one.place, two.place, str(two.addresses[0]))
-    underlay = await asyncio.to_thread(_throughput, one.host.namespace, two.host.namespace, two.host.endpoint)
+    ours = await asyncio.to_thread(throughput, one.place, two.place, str(two.addresses[0]))
+    underlay = await asyncio.to_thread(throughput, one.host.namespace, two.host.namespace, two.host.endpoint)
     assert ours > underlay / 20
 
 
@@ -149,7 +149,7 @@ def _received(node: Node) -> str:
     return str(shown[0]["stats64"]["rx"])
 
 
-def _throughput(client: Path, server: Path, address: str) -> float:
+def throughput(client: Path, server: Path, address: str) -> float:
     """Bits a second over a second of TCP."""
     argv = ["nsenter", f"--net={server}", "iperf3", "-s", "-1", "--forceflush"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as listening:
