@@ -23,8 +23,8 @@ from zlayer_driver._native.json cimport (
     Answers, Schema, read_document, text_is, unescape,
 )
 from zlayer_driver._native.place cimport (
-    AT_END, MAX_COUNTS, MISSED, NO_MEMORY, Ending, Kept, Memo, Pass,
-    append, count_lines, forget, keep, make_kept, prepare, tell, tell_known,
+    AT_END, MAX_COUNTS, MAX_KEY_BYTES, MISSED, NO_MEMORY, Ending, Kept, Memo, Pass, append, count_lines, forget, keep, make_kept, prepare,
+    recall, recall_answer, tell, tell_known, write_key,
 )
 from zlayer_driver._native.reference cimport (
     FAULT_ALGORITHM, FAULT_FORM, FAULT_LENGTH, FAULT_NONE,
@@ -703,23 +703,27 @@ def image_facts(str ref not None, caches):
 
 @final
 cdef class JobLines:
-    """Answers chunks of job lines; threads may share it. ``ask(line, number, plain)`` tells what is not known yet.
+    """Answers chunks of job lines; threads may share it.
 
-    It returns the answer's bytes, the counter to add to, and whether these bytes are a model: all plain lines with other ids and numbers,
-    and else the same texts that decide, have this answer, with the id where it has a byte 1 and the line's number where it has a byte 2.
+    ``know(image)`` gives an image's canonical name and a number that stands for all that is known of it, or ``None``.
+    ``ask(line, number, plain)`` tells the rest: the answer's bytes, the counter to add to, and whether these bytes are a model. All plain
+    lines with the same runtime, label, platform and number of facts have this answer, with the id where the model has a byte 1, the line's
+    number where it has a byte 2, and the image's canonical name where it has a byte 3.
     """
 
-    cdef Memo _memo
+    cdef Memo _images, _answers
     cdef long long _counts[MAX_COUNTS]
-    cdef object _ask
+    cdef object _ask, _know
 
-    def __cinit__(self, ask):
+    def __cinit__(self, ask, know):
         self._ask = ask
-        if not prepare(&self._memo):
+        self._know = know
+        if not prepare(&self._images) or not prepare(&self._answers):
             raise MemoryError
 
     def __dealloc__(self):
-        forget(&self._memo)
+        forget(&self._images)
+        forget(&self._answers)
 
     @property
     def counts(self) -> list:
@@ -736,7 +740,7 @@ cdef class JobLines:
         try:
             while True:
                 with nogil:
-                    ending = tell_known(&self._memo, &lines)
+                    ending = tell_known(&self._images, &self._answers, &lines)
                 if ending == NO_MEMORY or (ending == MISSED and not self._learn(&lines)):
                     raise MemoryError
                 if ending == AT_END:
@@ -747,19 +751,40 @@ cdef class JobLines:
             free(lines.out)
 
     cdef bint _learn(self, Pass* lines) except -1:
+        """Answers the line that was missed; what is learnt of it is kept where there is room."""
+        cdef Kept* image = recall(&self._images, lines.job.image) if lines.is_plain else NULL
+        cdef Kept* fresh = NULL
+        cdef Kept* kept = NULL
+        cdef bint told
+        if lines.is_plain and image == NULL:
+            known = self._know(text_of(lines.job.image))
+            if known is not None:
+                image = fresh = make_kept(lines.job.image, slice_of(known[0]), known[1])
+                if image == NULL:
+                    return False
+        try:
+            kept = recall_answer(&self._answers, &lines.job, image) if image != NULL else NULL
+            told = self._asked(lines, image) if kept == NULL else tell(lines, kept, image)
+        finally:
+            if fresh != NULL and not keep(&self._images, fresh):
+                free(fresh)
+        return told
+
+    cdef bint _asked(self, Pass* lines, const Kept* image) except -1:
+        cdef char key[MAX_KEY_BYTES]
         cdef bytes text
         cdef int counter
         cdef Kept* kept
         cdef bint told
-        text, counter, is_model = self._ask(lines.missed.at[:lines.missed.size], lines.line, lines.key_size > 0)
+        text, counter, is_model = self._ask(lines.missed.at[:lines.missed.size], lines.line, image != NULL)
         if not 0 <= counter < MAX_COUNTS:
             raise IndexError(counter)
         if not is_model:
             lines.counts[counter] += 1
             return append(lines, slice_of(text))
-        kept = make_kept(Slice(&lines.key[0], lines.key_size), slice_of(text), counter)
-        told = kept != NULL and tell(lines, kept)
-        if kept != NULL and not keep(&self._memo, kept):
+        kept = make_kept(write_key(&lines.job, image.count, key), slice_of(text), counter)
+        told = kept != NULL and tell(lines, kept, image)
+        if kept != NULL and not keep(&self._answers, kept):
             free(kept)
         return told
 

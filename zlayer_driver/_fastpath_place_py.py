@@ -7,16 +7,19 @@ from collections.abc import Callable
 
 MAX_COUNTS = 64
 Ask = Callable[[bytes, int, bool], tuple[bytes, int, bool]]
+Know = Callable[[str], tuple[bytes, int] | None]
 
 
 class JobLines:
-    """Answers chunks of job lines; threads may share it. ``ask(line, number, plain)`` tells what is not known yet.
+    """Answers chunks of job lines; threads may share it.
 
-    It returns the answer's bytes, the counter to add to, and whether these bytes are a model: all plain lines with other ids and numbers,
-    and else the same texts that decide, have this answer, with the id where it has a byte 1 and the line's number where it has a byte 2.
+    ``know(image)`` gives an image's canonical name and a number that stands for all that is known of it, or ``None``.
+    ``ask(line, number, plain)`` tells the rest: the answer's bytes, the counter to add to, and whether these bytes are a model. All plain
+    lines with the same runtime, label, platform and number of facts have this answer, with the id where the model has a byte 1, the line's
+    number where it has a byte 2, and the image's canonical name where it has a byte 3.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, know: Know) -> None:  # noqa: ARG002  # only the compiled one keeps what it knows
         self._ask = ask
         self._counts = [0] * MAX_COUNTS
         self._lock = threading.Lock()

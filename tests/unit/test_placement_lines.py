@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from zlayer_driver import _fastpath, _fastpath_place_py
 from zlayer_driver.choice import NodeShape
+from zlayer_driver.errors import CacheBusy
 from zlayer_driver.model import OS, ImageFacts, Target
 from zlayer_driver.nomad.placement import Decider
 
@@ -19,12 +20,20 @@ MAC = NodeShape(OS.DARWIN, frozenset({Target.PRIMARY, Target.VZ}))
 FACTS = {"docker.io/library/linux:latest": ImageFacts(os=OS.LINUX), "docker.io/library/mac:latest": ImageFacts(os=OS.DARWIN, marker="vz")}
 
 
+Lines = TypeVar("Lines", _fastpath.JobLines, _fastpath_place_py.JobLines)
+
+
 def _decider() -> Decider:
     return Decider(MAC, lambda image: FACTS.get(image, ImageFacts()))
 
 
+def _lines(kind: type[Lines]) -> Lines:
+    decider = _decider()
+    return kind(decider.tell, decider.know)
+
+
 def _both(raw: bytes) -> tuple[bytes, bytes]:
-    compiled, readable = _fastpath.JobLines(_decider().tell), _fastpath_place_py.JobLines(_decider().tell)
+    compiled, readable = _lines(_fastpath.JobLines), _lines(_fastpath_place_py.JobLines)
     once = compiled.answer(raw, 7)
     assert compiled.answer(raw, 7) == once, "what is remembered differs from what was told"
     assert compiled.counts == [2 * count for count in (readable.answer(raw, 7), readable.counts)[1]]
@@ -32,7 +41,7 @@ def _both(raw: bytes) -> tuple[bytes, bytes]:
 
 
 texts = st.sampled_from(
-    ["a", "b'c", "linux", "mac", "windows", "vz", "VZ", "sandbox", "vm", "", "é", '"', "\\", "\x7f", "\n", "\ud800"]
+    ["a", "b'c", "linux", "docker.io/linux", "mac", "windows", "vz", "VZ", "sandbox", "vm", "", "é", '"', "\\", "\x7f", "\n", "\ud800"]
 ) | st.text(max_size=6)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
@@ -65,6 +74,8 @@ def _spelt(job: Any, *, plain: bool, dense: bool) -> bytes:
 @example(b'{"id":"a","image":"x","a":1,"\\u0061":2}\n{"id":"a","image":"x","a":{"b":1,"b":2}}')
 @example(b'{"id":"a","image":"x","a":[1e999,-0,01]}\n{"id":"a","image":"x","a":' + b"[" * 40 + b"]" * 40 + b"}")
 @example(b'{"id":"' + b"a" * 513 + b'","image":"x"}\n{"id":"a","image":"' + b"x" * 2049 + b'"}\n{"id":"a","image":"' + b"x" * 1000 + b'"}')
+@example(b'{"id":"a","image":"linux"}\n{"id":"b","image":"docker.io/linux:latest"}\n{"id":"c","image":"li\'nux"}\n{"id":"d","image":"mac"}')
+@example(b'{"id":"a","image":"' + b"l" * 512 + b'"}\n{"id":"a","image":"' + b"l" * 513 + b'"}')
 @example(b"\n \r\n\x0b\n")
 def test_both_give_the_same_bytes(raw: bytes) -> None:
     compiled, readable = _both(raw)
@@ -72,23 +83,56 @@ def test_both_give_the_same_bytes(raw: bytes) -> None:
 
 
 def test_a_plain_line_is_asked_about_once() -> None:
-    decider, asked = _decider(), list[int]()
+    decider, asked, known = _decider(), list[int](), list[str]()
 
     def ask(line: bytes, number: int, plain: bool) -> tuple[bytes, int, bool]:
         asked.append(number)
         return decider.tell(line, number, plain)
 
-    lines = _fastpath.JobLines(ask)
-    raw = b"".join(b'{"id": "job-%d", "image": "linux", "n": %d, "labels": {"n": "%d"}}\n' % (n, n, n) for n in range(1000))
+    def know(image: str) -> tuple[bytes, int] | None:
+        known.append(image)
+        return decider.know(image)
+
+    lines = _fastpath.JobLines(ask, know)
+    images = ["linux", "docker.io/linux:latest", "library/linux"]
+    raw = b"".join(b'{"id": "job-%d", "image": "%s", "n": %d}\n' % (n, images[n % 3].encode(), n) for n in range(999))
     answers = [json.loads(line) for line in lines.answer(raw, 1).splitlines()]
-    assert asked == [1]
+    assert (asked, known) == ([1], images)
     assert [(answer["id"], answer["line"], answer["error"]["service"]) for answer in answers] == [
-        (f"job-{n}", n + 1, f"job-{n}") for n in range(1000)
+        (f"job-{n}", n + 1, f"job-{n}") for n in range(999)
     ]
+    assert "image 'docker.io/library/linux:latest' says linux" in answers[-1]["error"]["message"]
+
+
+def test_what_is_not_known_is_asked_for_each_line() -> None:
+    decider, asked = _decider(), list[bool]()
+
+    def ask(line: bytes, number: int, plain: bool) -> tuple[bytes, int, bool]:
+        asked.append(plain)
+        return decider.tell(line, number, plain)
+
+    lines = _fastpath.JobLines(ask, lambda _image: None)
+    assert lines.answer(b'{"id": "a", "image": "linux"}\n' * 3, 1).count(b"RouteToPeer") == 3
+    assert asked == [False] * 3
+
+
+def test_facts_that_cannot_be_had_now_are_an_error_of_that_line() -> None:
+    busy = [True]
+
+    def facts(_image: str) -> ImageFacts:
+        if busy:
+            raise CacheBusy("/cache", "it is being written")
+        return ImageFacts()
+
+    decider = Decider(MAC, facts)
+    lines = _fastpath.JobLines(decider.tell, decider.know)
+    assert b'"Cache"' in lines.answer(b'{"id": "a", "image": "x"}', 1)
+    busy.clear()
+    assert b'"primary"' in lines.answer(b'{"id": "a", "image": "x"}', 1)
 
 
 def test_more_kinds_of_jobs_than_are_kept_are_answered_all_the_same() -> None:
-    lines = _fastpath.JobLines(_decider().tell)
+    lines = _lines(_fastpath.JobLines)
     for first in range(0, 60_000, 10_000):
         raw = b"".join(b'{"id": "j", "image": "i%d"}\n' % n for n in range(first, first + 10_000))
         assert lines.answer(raw, 1).count(b"primary") == 10_000
@@ -96,7 +140,7 @@ def test_more_kinds_of_jobs_than_are_kept_are_answered_all_the_same() -> None:
 
 def test_threads_share_what_is_known() -> None:
     chunks = [b"".join(b'{"id": "j%d", "image": "i%d"}\n' % (n, n % 97) for n in range(k, k + 3000)) for k in range(40)]
-    lines, readable = _fastpath.JobLines(_decider().tell), _fastpath_place_py.JobLines(_decider().tell)
+    lines, readable = _lines(_fastpath.JobLines), _lines(_fastpath_place_py.JobLines)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda chunk: lines.answer(chunk, 1), chunks))
     assert found == [readable.answer(chunk, 1) for chunk in chunks]
@@ -109,7 +153,7 @@ def test_what_asking_raises_comes_out() -> None:
 
     for kind in (_fastpath.JobLines, _fastpath_place_py.JobLines):
         with pytest.raises(KeyError, match="told"):
-            kind(ask).answer(b"x\n", 1)
+            kind(ask, lambda _image: None).answer(b"x\n", 1)
 
 
 def test_lines_are_counted() -> None:

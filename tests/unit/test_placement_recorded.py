@@ -32,7 +32,8 @@ def test_recorded_dispatches_as_job_lines() -> None:
             if "facts" not in row or "pull_trace" in row:
                 continue
             shape = NodeShape(OS.DARWIN, frozenset(map(Target, row["attached"])))
-            lines = JobLines(Decider(shape, {canonical(row["spec"]["image"]): _facts(row)}.__getitem__).tell)
+            decider = Decider(shape, {canonical(row["spec"]["image"]): _facts(row)}.__getitem__)
+            lines = JobLines(decider.tell, decider.know)
             line = json.dumps({"id": row["case"], **row["spec"]}).encode()
             answer = json.loads(lines.answer(line, 1))
             wanted = row["target"] or row["result"]["err"]["kind"]

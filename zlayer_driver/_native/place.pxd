@@ -1,11 +1,12 @@
 """Lines of jobs read in place, and answers to what was asked before, without an object per line.
 
 A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label
-and platform are printable ASCII without escapes. Two plain lines that agree in all of these but the id have the same answer, but
-for the id and the line's number. So the first is asked about, and what is told is kept as text with two holes.
+and platform are printable ASCII without escapes. Plain lines that agree in runtime, label and platform, and whose images have the same
+facts, have the same answer but for the id, the line's number and the image. So the first is asked about, and what is told is kept as text
+with holes; what is known of images is kept beside it.
 
-Threads share a memo: what it keeps is complete before it can be found, never changes and never goes. It is filled under the interpreter
-lock and read without.
+Threads share memos: what one keeps is complete before it can be found, never changes and never goes. Memos are filled under the
+interpreter lock and read without.
 """
 
 from libc.stdint cimport uint64_t
@@ -34,9 +35,10 @@ cdef extern from *:
 
 cdef enum:
     MAX_ID_BYTES = 512  # a longer one is refused
+    MAX_IMAGE_BYTES = 512
     MAX_KEYS = 32  # of one object
     MAX_NESTING = 32
-    MAX_KEY_BYTES = 2048  # of what decides
+    MAX_KEY_BYTES = 1024
     MAX_PIECES = 12
     MAX_COUNTS = 64
     SLOTS = 1 << 16
@@ -45,6 +47,7 @@ cdef enum:
     MAX_PROBES = 16
     ID_HOLE = 1
     LINE_HOLE = 2
+    IMAGE_HOLE = 3
 
 
 cdef struct Job:  # a text that is absent is empty
@@ -71,7 +74,7 @@ cdef struct Piece:  # text, and the hole behind it (0: none)
 cdef struct Kept:
     uint64_t hash
     Slice key  # in `memory`, as are the pieces
-    int count  # which counter it adds to
+    int count  # of an answer: which counter it adds to; of an image: the number of its facts
     int pieces
     Piece piece[MAX_PIECES]
     char memory[1]
@@ -83,14 +86,13 @@ cdef struct Memo:
     Py_ssize_t kept_bytes
 
 
-cdef struct Pass:  # one way through a chunk of lines; `key` and `job` are those of the line that ended it, empty if that is not plain
+cdef struct Pass:  # one way through a chunk of lines; `missed` is the line that ended it, and `job` is that line's if it is plain
     const char* at
     const char* end
     long long line
     Slice missed
     Job job
-    char key[MAX_KEY_BYTES]
-    Py_ssize_t key_size
+    bint is_plain
     char* out
     Py_ssize_t size
     Py_ssize_t room
@@ -221,13 +223,14 @@ cdef inline bint read_members(Reader* r, Job* job, Where where) noexcept nogil:
 
 
 cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
-    """Whether ``line`` is plain. An id with an apostrophe is not: messages quote it another way."""
+    """Whether ``line`` is plain. An id or image with an apostrophe is not: messages quote it another way."""
     cdef Reader r = Reader(line.at, line.at + line.size, 0, NULL)
     memset(job, 0, sizeof(Job))
     skip_space(&r)
     return (
-        read_members(&r, job, IN_JOB) and r.at == r.end and 0 < job.id.size <= MAX_ID_BYTES and job.image.size > 0
-        and memchr(job.id.at, c"'", <size_t>job.id.size) == NULL
+        read_members(&r, job, IN_JOB) and r.at == r.end and 0 < job.id.size <= MAX_ID_BYTES and 0 < job.image.size <= MAX_IMAGE_BYTES
+        and memchr(job.id.at, c"'", <size_t>job.id.size) == NULL and memchr(job.image.at, c"'", <size_t>job.image.size) == NULL
+        and job.runtime.size + job.label.size + job.os.size + job.arch.size + 4 + <Py_ssize_t>sizeof(int) <= MAX_KEY_BYTES
     )
 
 
@@ -236,11 +239,11 @@ cdef inline char* put_key(char* out, Slice text) noexcept nogil:
     return out + text.size + 1
 
 
-cdef inline Py_ssize_t write_key(const Job* job, char* key) noexcept nogil:
-    """The texts that decide, with a NUL behind each; 0 if they are too long."""
-    if job.image.size + job.runtime.size + job.label.size + job.os.size + job.arch.size + 5 > MAX_KEY_BYTES:
-        return 0
-    return put_key(put_key(put_key(put_key(put_key(key, job.image), job.runtime), job.label), job.os), job.arch) - key
+cdef inline Slice write_key(const Job* job, int facts, char* key) noexcept nogil:
+    """What decides: the number of the image's facts, and the texts with a NUL behind each."""
+    cdef char* at = key + sizeof(int)
+    memcpy(key, &facts, sizeof(int))
+    return cut(key, put_key(put_key(put_key(put_key(at, job.runtime), job.label), job.os), job.arch))
 
 
 cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:
@@ -257,15 +260,15 @@ cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:
     return found ^ (found >> 32)
 
 
-cdef inline Kept* recall(const Memo* memo, const char* key, Py_ssize_t size) noexcept nogil:
-    cdef uint64_t wanted = hash_of(key, size)
+cdef inline Kept* recall(const Memo* memo, Slice key) noexcept nogil:
+    cdef uint64_t wanted = hash_of(key.at, key.size)
     cdef Kept* kept
     cdef int i
     for i in range(MAX_PROBES):
         kept = <Kept*>published(&memo.slots[(wanted + <uint64_t>i) % SLOTS])
         if kept == NULL:
             return NULL
-        if kept.hash == wanted and kept.key.size == size and memcmp(kept.key.at, key, <size_t>size) == 0:
+        if kept.hash == wanted and kept.key.size == key.size and memcmp(kept.key.at, key.at, <size_t>key.size) == 0:
             return kept
     return NULL
 
@@ -291,7 +294,7 @@ cdef inline void cut_pieces(Kept* kept, Slice text) noexcept nogil:
     cdef const char* start = text.at
     kept.pieces = 0
     while at <= end and kept.pieces < MAX_PIECES:
-        if at == end or at[0] == ID_HOLE or at[0] == LINE_HOLE:
+        if at == end or ID_HOLE <= at[0] <= IMAGE_HOLE:
             kept.piece[kept.pieces] = Piece(cut(start, at), 0 if at == end else at[0])
             kept.pieces += 1
             start = at + 1
@@ -299,7 +302,7 @@ cdef inline void cut_pieces(Kept* kept, Slice text) noexcept nogil:
 
 
 cdef inline Kept* make_kept(Slice key, Slice text, int count) noexcept nogil:
-    """An answer with holes, and what it answers; NULL without memory."""
+    """An answer with holes and what it answers, or an image's canonical name and its name; NULL without memory."""
     cdef Kept* kept = <Kept*>malloc(sizeof(Kept) + <size_t>(key.size + text.size))
     if kept != NULL:
         kept.hash = hash_of(key.at, key.size)
@@ -318,7 +321,7 @@ cdef inline bint keep(Memo* memo, Kept* kept) noexcept:
         size += kept.piece[i].text.size + 1
     if memo.kept == MAX_KEPT or memo.kept_bytes + size > MAX_KEPT_BYTES:
         return False
-    if recall(memo, kept.key.at, kept.key.size) != NULL:
+    if recall(memo, kept.key) != NULL:
         return False
     for i in range(MAX_PROBES):
         if memo.slots[(kept.hash + <uint64_t>i) % SLOTS] == NULL:
@@ -353,7 +356,7 @@ cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
     return True
 
 
-cdef inline bint tell(Pass* lines, const Kept* kept) noexcept nogil:
+cdef inline bint tell(Pass* lines, const Kept* kept, const Kept* image) noexcept nogil:
     """Answers the line that ``lines`` stands at."""
     cdef char number[24]
     cdef int i, digits
@@ -361,6 +364,8 @@ cdef inline bint tell(Pass* lines, const Kept* kept) noexcept nogil:
         if not append(lines, kept.piece[i].text):
             return False
         if kept.piece[i].hole == ID_HOLE and not append(lines, lines.job.id):
+            return False
+        if kept.piece[i].hole == IMAGE_HOLE and not append(lines, image.piece[0].text):
             return False
         if kept.piece[i].hole == LINE_HOLE:
             digits = snprintf(number, sizeof(number), "%lld", lines.line)
@@ -370,9 +375,15 @@ cdef inline bint tell(Pass* lines, const Kept* kept) noexcept nogil:
     return True
 
 
-cdef inline Ending tell_known(const Memo* memo, Pass* lines) noexcept nogil:
+cdef inline Kept* recall_answer(const Memo* answers, const Job* job, const Kept* image) noexcept nogil:
+    cdef char key[MAX_KEY_BYTES]
+    return recall(answers, write_key(job, image.count, key))
+
+
+cdef inline Ending tell_known(const Memo* images, const Memo* answers, Pass* lines) noexcept nogil:
     """Answers lines until one must be asked about; ``lines.line`` is then that line's number."""
     cdef const char* end
+    cdef Kept* image
     cdef Kept* kept
     while lines.at < lines.end:
         end = <const char*>memchr(lines.at, c"\n", <size_t>(lines.end - lines.at))
@@ -380,11 +391,12 @@ cdef inline Ending tell_known(const Memo* memo, Pass* lines) noexcept nogil:
         lines.missed = cut(lines.at, end)
         lines.at = end + 1
         lines.line += 1
-        lines.key_size = write_key(&lines.job, lines.key) if read_job(lines.missed, &lines.job) else 0
-        kept = recall(memo, lines.key, lines.key_size) if lines.key_size > 0 else NULL
+        lines.is_plain = read_job(lines.missed, &lines.job)
+        image = recall(images, lines.job.image) if lines.is_plain else NULL
+        kept = recall_answer(answers, &lines.job, image) if image != NULL else NULL
         if kept == NULL:
             return MISSED
-        if not tell(lines, kept):
+        if not tell(lines, kept, image):
             return NO_MEMORY
     return AT_END
 

@@ -64,7 +64,7 @@ class Batch:
     """Answers chunks with up to ``workers`` threads; ``counts`` has the outcomes so far, by (target, rule) or ("none", kind of error)."""
 
     def __init__(self, decider: Decider, workers: int = 1) -> None:
-        self._lines = fastpath.JobLines(decider.tell)
+        self._lines = fastpath.JobLines(decider.tell, decider.know)
         self._workers = workers
 
     @property

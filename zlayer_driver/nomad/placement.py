@@ -11,7 +11,8 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
+from dataclasses import replace
+from itertools import count, product
 from typing import Any, Final, TypeVar
 
 from pydantic import ConfigDict, Field
@@ -25,11 +26,11 @@ from zlayer_driver.model import ImageFacts, Isolation, Platform, Target
 MAX_LINE_BYTES = 1 << 20
 _MAX_ID, _MAX_IMAGE = 512, 2048  # characters
 _MAX_TEXT = 2000  # characters of an error's text: a line must not come back whole
-_MAX_MODEL_IMAGE = 512  # with it and any id, no text of an answer is cut
+_MAX_NUMBERS = 10_000  # of facts that differ
 Answer = dict[str, Any]
 Facts = Callable[[str], ImageFacts]
 Job = TypeVar("Job", bound=Block)
-ID_HOLE, LINE_HOLE = b"\x01", b"\x02"  # see `fastpath.JobLines`
+ID_HOLE, LINE_HOLE, IMAGE_HOLE = b"\x01", b"\x02", b"\x03"  # see `fastpath.JobLines`
 _KINDS = dict.fromkeys(kind.kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DriverError))
 
 OUTCOMES: Final[dict[tuple[str, str], int]] = {
@@ -56,7 +57,20 @@ class Decider:
     def __init__(self, shape: NodeShape, facts: Facts) -> None:
         self._shape = shape
         self._facts = facts
-        self._id, self._line = secrets.token_hex(16), secrets.token_hex(16)  # stand for them in models: no line can hold these
+        self._id, self._line, self._image = (secrets.token_hex(16) for _ in range(3))  # stand for them in models: no line can hold these
+        self._numbers: dict[ImageFacts, int] = {}
+        self._unused = count()
+
+    def know(self, image: str) -> tuple[bytes, int] | None:
+        """An image's canonical name and the number of its facts (see `fastpath.JobLines`)."""
+        name = fastpath.canonical(image)
+        try:
+            facts = self._facts(name)
+        except DriverError:
+            return None  # `tell` says what is wrong
+        if facts not in self._numbers and len(self._numbers) >= _MAX_NUMBERS:
+            return None
+        return name.encode(), self._numbers.setdefault(facts, next(self._unused))
 
     def tell(self, line: bytes, number: int, plain: bool) -> tuple[bytes, int, bool]:
         """The answer's bytes and its counter in `OUTCOMES`; for a plain line, if it may be, as a model (see `fastpath.JobLines`)."""
@@ -66,16 +80,16 @@ class Decider:
         try:
             document = read_line(line)
             job = parse_job(JobLine, document)
-            is_model = plain and len(job.image) <= _MAX_MODEL_IMAGE
-            request = request_of(job, self._id if is_model else job.id)
+            request = request_of(job, job.id)
             facts = self._facts(request.image)
         except DriverError as error:
             return encoded(refusal(id_of(document), number, error)), OUTCOMES["none", error.kind], False
-        answer, counter = self._answer(request, facts, self._line if is_model else number)
-        text = encoded(answer)
-        if is_model:
-            text = text.replace(b'"%s"' % self._line.encode(), LINE_HOLE).replace(self._id.encode(), ID_HOLE)
-        return text, counter, is_model
+        if not plain:
+            answer, counter = self._answer(request, facts, number)
+            return encoded(answer), counter, False
+        answer, counter = self._answer(replace(request, service=self._id, image=self._image), facts, self._line)
+        text = encoded(answer).replace(b'"%s"' % self._line.encode(), LINE_HOLE)
+        return text.replace(self._id.encode(), ID_HOLE).replace(self._image.encode(), IMAGE_HOLE), counter, True
 
     def _answer(self, request: Request, facts: ImageFacts, line: int | str) -> tuple[Answer, int]:
         try:

@@ -28,7 +28,8 @@ class FleetBatch:
     def __init__(self, fleet: Fleet, facts: Facts, *, explain: bool = False) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._fleet, self._facts, self._explain = fleet, facts, explain
-        self._lines = fastpath.JobLines(self._tell)
+        self._lines = fastpath.JobLines(self._tell, self._know)
+        self._images: dict[str, int] = {}
         self._needs: list[Need] = []
         self._numbers: dict[tuple[object, ...], int] = {}
 
@@ -54,6 +55,13 @@ class FleetBatch:
         if plain and is_kept:
             return b'%d %s "%s"\n' % (need, LINE_HOLE, ID_HOLE), 0, True
         return b"%d %d %s\n" % (need, number, json.dumps(job.id).encode()), 0, False
+
+    def _know(self, image: str) -> tuple[bytes, int] | None:
+        """Each image has a number of its own here, for nodes have images and not facts."""
+        name = fastpath.canonical(image)
+        if name not in self._images and len(self._images) >= _KEPT_NEEDS:
+            return None
+        return name.encode(), self._images.setdefault(name, len(self._images))
 
     def _need(self, job: JobLine) -> tuple[int, bool]:
         """The number of a need, and whether it stands for longer than this chunk."""
