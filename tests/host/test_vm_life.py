@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.oci_lab import OneImage, shell
-from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines, remains
+from tests.host.oci_lab import OneImage, remains, shell
+from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines
 from zlayer_driver.backends.oci_steps import Making, Step
 from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.backends.vm_machine import Machines

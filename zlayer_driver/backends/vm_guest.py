@@ -10,12 +10,14 @@ from zlayer_driver.backends.oci_bundle import Bundle
 from zlayer_driver.backends.oci_security import CAPABILITIES
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.guest.frames import PAYLOAD_MAX, fields
+from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.model import Mount, Network, Resources, TaskSpec
 from zlayer_driver.readings import ExecOptions, WindowSize
 
 Doc = Mapping[str, Any]
 
-USER_NET = "10.0.2.15 24 10.0.2.2 1500"  # what QEMU's user network gives its guest, and where it resolves names
+# What QEMU's user network gives its guest, and where it resolves names.
+USER_NET = Link("", "52:54:00:12:34:56", 1500, "10.0.2.15", 24, (Route("0.0.0.0/0", "10.0.2.2"),))
 USER_NET_DNS = "10.0.2.3"
 
 
@@ -24,11 +26,11 @@ def shared(task: TaskSpec) -> list[Mount]:
     return sorted((mount for mount in task.mounts if mount.kind == "bind"), key=lambda mount: mount.target.split("/"))
 
 
-def setup(task: TaskSpec, bundle: Bundle, hostname: str) -> bytes:
-    """`InvalidSpec` for what a VM cannot have."""
+def setup(task: TaskSpec, bundle: Bundle, hostname: str, link: Link | None) -> bytes:
+    """``link`` is for the guest's eth0. `InvalidSpec` for what a VM cannot have."""
     if task.devices:
         raise InvalidSpec("a VM has none of the host's devices", hint="take the devices away, or run the task on the primary target")
-    return _small(fields(_setup(task, bundle, hostname)), "its mounts and limits")
+    return _small(fields([*_setup(task, bundle, hostname), *(_network(link) if link else ())]), "its mounts and limits")
 
 
 def _setup(task: TaskSpec, bundle: Bundle, hostname: str) -> Iterator[tuple[str, str]]:
@@ -44,8 +46,14 @@ def _setup(task: TaskSpec, bundle: Bundle, hostname: str) -> Iterator[tuple[str,
             yield "t", f"{'ro' if mount.read_only else 'rw'},mode=1777{size} {mount.target}"
     for number, mount in enumerate(shared(task)):
         yield "b", f"{'ro' if mount.read_only else 'rw'} {number} {mount.target}"
-    if task.network.mode == "host":
-        yield "n", USER_NET
+
+
+def _network(link: Link) -> Iterator[tuple[str, str]]:
+    """Routes on the link before those through a gateway that it reaches."""
+    yield "n", f"{link.address} {link.prefix_length} {link.mtu}"
+    for route in sorted(link.routes, key=lambda route: bool(route.gateway)):
+        target, _, prefix_length = route.target.partition("/")
+        yield "g", f"{target} {prefix_length} {route.gateway or '-'}"
 
 
 def _etc(bundle: Bundle, network: Network, name: str) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,16 @@ class Machine:
     tsc_khz: int
     share: str = ""
 
-    def command(self, name: str, *, disk: Path, memory_bytes: int, cpus: int, shares: bool, network: bool) -> list[str]:
-        """QEMU's; ``{control}`` stands for the fd of the agent's port. A share's daemon listens at ``share.sock`` of the working directory."""
+    def command(self, name: str, *, disk: Path, memory_bytes: int, cpus: int, shares: bool, network: Sequence[str] = ()) -> list[str]:
+        """QEMU's. ``network`` is a ``-netdev`` backend with the guest's MAC, or nothing. ``{control}`` stands for the fd of the agent's port. A share's daemon listens at ``share.sock`` of the working directory."""
         bus = "device" if self.kind == "microvm" else "pci"
         memory = f"{memory_bytes // _MIB}M"
         clock = f" {_EMULATED.format(khz=self.tsc_khz)}" if self.accelerator == "tcg" else ""
-        backend = ",memory-backend=memory" if shares else ""
+        shared = ",memory-backend=memory" if shares else ""
         argv = [
             *(self.qemu, "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-monitor", "none"),
             *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-            *("-machine", f"{_MACHINES[self.kind]}{backend}", "-accel", self.accelerator, "-m", memory, "-smp", str(cpus)),
+            *("-machine", f"{_MACHINES[self.kind]}{shared}", "-accel", self.accelerator, "-m", memory, "-smp", str(cpus)),
             *("-kernel", str(self.files.kernel), "-initrd", str(self.files.initrd), "-append", f"{_COMMAND_LINE}{clock}"),
             *("-serial", "stdio", "-chardev", "socket,id=control,fd={control}"),
             *("-device", f"virtio-serial-{bus}", "-device", "virtserialport,chardev=control,name=zlayer"),
@@ -65,7 +66,8 @@ class Machine:
             argv += ["-object", f"memory-backend-memfd,id=memory,size={memory},share=on"]
             argv += ["-chardev", "socket,id=share,path=share.sock", "-device", "vhost-user-fs-pci,chardev=share,tag=zlayer"]
         if network:
-            argv += ["-netdev", "user,id=net", "-device", f"virtio-net-{bus},netdev=net"]
+            backend, mac = network
+            argv += ["-netdev", f"{backend},id=net", "-device", f"virtio-net-{bus},netdev=net,mac={mac}"]
         return argv
 
     def share_command(self, directory: Path) -> list[str]:
@@ -148,7 +150,7 @@ def _reaches_agent(machine: Machine) -> bool:
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        argv = machine.command("probe", disk=Path("/dev/null"), memory_bytes=128 * _MIB, cpus=1, shares=False, network=False)
+        argv = machine.command("probe", disk=Path("/dev/null"), memory_bytes=128 * _MIB, cpus=1, shares=False)
         command = [part.replace("{control}", str(theirs.fileno())) for part in argv]
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=(theirs.fileno(),)) as probe:

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zlayer_driver.backends import vm_guest
@@ -18,15 +18,17 @@ from zlayer_driver.backends.oci_spec import hostname
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step, end_strays, remove_container
 from zlayer_driver.backends.vm_exec import call
 from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
-from zlayer_driver.errors import CreateFailed, InternalError, NotFound, Unsupported
+from zlayer_driver.errors import CreateFailed, InternalError, NotFound
 from zlayer_driver.guest.frames import Kind
-from zlayer_driver.host import mounts
+from zlayer_driver.host import mounts, steering
 from zlayer_driver.host.processes import Completed
+from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.image.values import Image
 
 _BOOT_TIMEOUT_S = 50.0  # below what a supervisor gives its runtime
 _HANG_TIMEOUT_S = 60.0
 _MONITOR = ("-I", "-m", "zlayer_driver.guest.monitor")
+_BACKENDS = {"host": "user", "path": f"tap,ifname={steering.TAP},script=no,downscript=no"}
 _BIND, _RECURSIVE = 4096, 16384
 
 
@@ -127,31 +129,65 @@ async def _unbind_shares(_root: Path, bundle: Bundle) -> None:
         await asyncio.to_thread(mounts.unmount, target)
 
 
+# network
+
+
+async def _join_network(making: Making) -> None:
+    """The record comes first, so that whatever is begun is found again."""
+    network, directory = making.task.network, making.bundle.dir
+    if network.mode == "path":
+        link = await steering.find(network.netns_path)
+        (directory / "link.json").write_text(json.dumps({"netns": network.netns_path, "link": asdict(link)}))
+        await steering.steer(network.netns_path, link, directory / "steering")
+
+
+async def _leave_network(_root: Path, bundle: Bundle) -> None:
+    if found := _joined(bundle):
+        await steering.release(*found)
+
+
+def _joined(bundle: Bundle) -> tuple[str, Link] | None:
+    """The network namespace, and its link."""
+    try:
+        found = json.loads((bundle.dir / "link.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    link = found["link"]
+    return found["netns"], Link(**link | {"routes": tuple(Route(**route) for route in link["routes"])})
+
+
+def _link(making: Making) -> Link | None:
+    """For the guest's eth0."""
+    if making.task.network.mode == "host":
+        return vm_guest.USER_NET
+    found = _joined(making.bundle)
+    return found[1] if found else None
+
+
 # guest
 
 
 async def _describe_guest(making: Making) -> None:
     bundle, task = making.bundle, making.task
     machine, hang_timeout_s = _machine(making)
-    if task.network.mode == "path":
-        raise Unsupported("a VM cannot join a network namespace", hint='use the task\'s network mode "host" or "none" with this target')
     shares = bool(vm_guest.shared(task))
+    link = _link(making)
     qemu = machine.command(
         bundle.id,
         disk=disk_of(making.root, making.image.digest),
         memory_bytes=memory_bytes(task.resources),
         cpus=cpus(task.resources),
         shares=shares,
-        network=task.network.mode == "host",
+        network=(_BACKENDS[task.network.mode], link.mac) if link else (),
     )
     plan = {
-        "qemu": qemu,
+        "qemu": [*(steering.entering(task.network.netns_path) if task.network.mode == "path" else ()), *qemu],
         "virtiofsd": machine.share_command(bundle.dir / "share") if shares else [],
         "boot_timeout_s": _BOOT_TIMEOUT_S,
         "hang_timeout_s": hang_timeout_s,
     }
     (bundle.dir / "vm.json").write_text(json.dumps(plan))
-    (bundle.dir / "guest.setup").write_bytes(vm_guest.setup(task, bundle, hostname(task, bundle)))
+    (bundle.dir / "guest.setup").write_bytes(vm_guest.setup(task, bundle, hostname(task, bundle), link))
     (bundle.dir / "guest.start").write_bytes(vm_guest.start(vm_guest.process(bundle)))
 
 
@@ -168,6 +204,7 @@ VM_STEPS = (
     _OCI["config"],
     Step("disk", _make_disk, _nothing),
     Step("shares", _bind_shares, _unbind_shares),
+    Step("network", _join_network, _leave_network),
     Step("guest", _describe_guest, _nothing),
     Step("container", _OCI["container"].do, _remove_vm),
     _OCI["run"],

@@ -155,33 +155,50 @@ static int set_up(int fd, const char *name)
 	return ioctl(fd, SIOCSIFFLAGS, &request);
 }
 
-/* `text` is "address prefix gateway mtu" of eth0, the gateway "-" where there is none. */
+static struct in_addr mask_of(unsigned prefix)
+{
+	return (struct in_addr){ prefix ? htonl(~0U << (32 - prefix)) : 0 };
+}
+
+/* `text` is "address prefix mtu" of eth0. */
 static int set_network(const char *text)
 {
-	char address[64], gateway[64];
+	char address[64];
 	unsigned prefix, mtu;
-	struct in_addr parsed, via;
-	if (sscanf(text, "%63s %u %63s %u", address, &prefix, gateway, &mtu) != 4 || prefix > 32 || !inet_aton(address, &parsed))
+	struct in_addr parsed;
+	if (sscanf(text, "%63s %u %u", address, &prefix, &mtu) != 3 || prefix > 32 || !inet_aton(address, &parsed))
 		return errno = EINVAL, -1;
-	struct in_addr mask = { prefix ? htonl(~0U << (32 - prefix)) : 0 };
 	struct ifreq request = { .ifr_name = "eth0" };
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = fd < 0;
 	set_address(&request.ifr_addr, parsed);
 	failed = failed || ioctl(fd, SIOCSIFADDR, &request);
-	set_address(&request.ifr_netmask, mask);
+	set_address(&request.ifr_netmask, mask_of(prefix));
 	failed = failed || ioctl(fd, SIOCSIFNETMASK, &request);
 	request.ifr_mtu = (int)mtu;
 	failed = failed || ioctl(fd, SIOCSIFMTU, &request) || set_up(fd, "eth0");
-	if (!failed && inet_aton(gateway, &via)) {
-		struct rtentry route = { .rt_flags = RTF_UP | RTF_GATEWAY };
-		struct in_addr any = { 0 };
-		set_address(&route.rt_dst, any);
-		set_address(&route.rt_genmask, any);
-		set_address(&route.rt_gateway, via);
-		failed = ioctl(fd, SIOCADDRT, &route);
-	}
 	close(fd);
 	return failed ? -1 : 0;
+}
+
+/* `text` is "target prefix gateway", the gateway "-" for a route on the link. */
+static int add_route(const char *text)
+{
+	char target[64], gateway[64], device[] = "eth0";
+	unsigned prefix;
+	struct in_addr to, via;
+	if (sscanf(text, "%63s %u %63s", target, &prefix, gateway) != 3 || prefix > 32 || !inet_aton(target, &to))
+		return errno = EINVAL, -1;
+	struct rtentry route = { .rt_flags = RTF_UP, .rt_dev = device };
+	set_address(&route.rt_dst, to);
+	set_address(&route.rt_genmask, mask_of(prefix));
+	if (inet_aton(gateway, &via)) {
+		route.rt_flags |= RTF_GATEWAY;
+		set_address(&route.rt_gateway, via);
+	}
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = fd < 0 || ioctl(fd, SIOCADDRT, &route);
+	close(fd);
+	return failed;
 }
 
 static int loopback_up(void)
@@ -273,6 +290,7 @@ static struct fail apply(const char *field, int cgroup)
 	case 'c': return write_file(cgroup, "cpu.max", field + 1) ? FAIL("limit CPU time") : OK;
 	case 'z': return write_file(cgroup, "cgroup.freeze", field + 1) ? FAIL("freeze or thaw") : OK;
 	case 'n': return set_network(field + 1) ? FAIL("set up eth0") : OK;
+	case 'g': return add_route(field + 1) ? FAIL("add a route") : OK;
 	case 'f': return place_file(field + 1) ? FAIL("write a file in /etc") : OK;
 	case 't': return mount_tmpfs(field + 1) ? FAIL("mount a tmpfs") : OK;
 	default: return OK;
