@@ -91,6 +91,10 @@ class Overlay:
         """Makes these the node's peers; packets to those that stay are not disturbed."""
         await self.call(lambda core: core.set_peers(peers))
 
+    async def leave(self) -> None:
+        """Takes the node out of the overlay, as when its share is another's now: its links go, and no packet passes."""
+        await self.call(lambda core: core.fabric.remove())
+
     async def attach(self, owner: str, place: str) -> Attachment:
         """Attaches the network namespace at ``place``; for an owner that is attached, repairs what is missing."""
         return await self.call(lambda core: core.netns.attach(owner, place))
