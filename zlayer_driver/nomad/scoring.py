@@ -22,7 +22,7 @@ from zlayer_driver.nomad.fleet import FleetNode
 
 LOCAL_BONUS: Final = 4.0  # jobs per core that an image at hand is worth
 Entry = tuple[float, int]  # load and number of a node
-Group = tuple[NodeShape, str]  # nodes that choose alike: shape and architecture
+Kind = tuple[NodeShape, str]  # what nodes that choose alike share: shape and architecture
 
 
 class NoNode(DriverError):
@@ -51,11 +51,14 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a job needs of a node, worked out once for all jobs that need the same. ``refused`` counts nodes by why they cannot."""
+    """What a job needs of a node, worked out once for all jobs that need the same.
+
+    ``choices`` are by the number of a kind of nodes; ``refused`` counts nodes by why they cannot.
+    """
 
     request: Request
     facts: ImageFacts
-    choices: Mapping[Group, Choice]
+    choices: Mapping[int, Choice]
     nodes: int
     refused: Mapping[str, int]
 
@@ -66,25 +69,28 @@ class Fleet:
     def __init__(self, nodes: Sequence[FleetNode]) -> None:
         self._nodes = sorted(nodes, key=lambda node: (node.name, node.id))
         self._jobs = [0] * len(self._nodes)
+        self._loads = [0.0] * len(self._nodes)
         self._images = [set(node.images) for node in self._nodes]
-        self._group_of = [None if node.why_not or node.shape is None else (node.shape, node.arch) for node in self._nodes]
-        self._heaps: dict[Group, list[Entry]] = defaultdict(list)
-        self._local: dict[str, dict[Group, list[Entry]]] = defaultdict(lambda: defaultdict(list))
-        self._hopeless = Counter(node.why_not or "has no zlayer driver" for node, group in self._members() if group is None)
-        for number, (node, group) in enumerate(self._members()):
-            if group is not None:
-                self._heaps[group].append((0.0, number))
+        kinds = [None if node.why_not or node.shape is None else (node.shape, node.arch) for node in self._nodes]
+        self._kinds: list[Kind] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
+        self._kind_of = [None if kind is None else self._kinds.index(kind) for kind in kinds]
+        self._heaps: list[list[Entry]] = [[] for _ in self._kinds]
+        self._local: dict[str, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+        self._hopeless = Counter(_why_not(node) for node, kind in self._members() if kind is None)
+        for number, (node, kind) in enumerate(self._members()):
+            if kind is not None:
+                self._heaps[kind].append((0.0, number))
                 for image in node.images:
-                    self._local[image][group].append((0.0, number))
+                    self._local[image][kind].append((0.0, number))
 
     def need(self, request: Request, facts: ImageFacts) -> Need:
         """Asks `choose` once for each kind of node; the request's ``service`` stands in refusals only."""
-        choices: dict[Group, Choice] = {}
+        choices: dict[int, Choice] = {}
         refused, nodes = Counter(self._hopeless), 0
-        for group, heap in self._heaps.items():
-            outcome = _outcome(request, facts, group)
+        for kind, heap in enumerate(self._heaps):
+            outcome = _outcome(request, facts, self._kinds[kind])
             if isinstance(outcome, Choice):
-                choices[group] = outcome
+                choices[kind] = outcome
                 nodes += len(heap)
             else:
                 refused[outcome.kind] += len(heap)
@@ -92,58 +98,58 @@ class Fleet:
 
     def place(self, need: Need) -> Placement | None:
         """Gives a job to the best node, or to none if none can run it."""
-        found = min(self._candidates(need), default=None, key=lambda candidate: candidate[:2])
-        if found is None:
+        _, number, kind = min(self._candidates(need), default=(0.0, -1, -1))
+        if number < 0:
             return None
-        _, number, group = found
-        node, load = self._nodes[number], self._load(number)
-        is_local = need.request.image in self._images[number]
+        node, load, image = self._nodes[number], self._loads[number], need.request.image
+        is_local = image in self._images[number]
         self._jobs[number] += 1
+        self._loads[number] = self._jobs[number] / node.cores
         if not is_local:
-            self._images[number].add(need.request.image)
-            heappush(self._local[need.request.image][group], (self._load(number), number))
-        return Placement(node, need.choices[group], load, is_local)
+            self._images[number].add(image)
+            heappush(self._local[image][kind], (self._loads[number], number))
+        return Placement(node, need.choices[kind], load, is_local)
 
     def explain(self, need: Need) -> Iterator[Placement | tuple[FleetNode, str]]:
         """Of every node, by name: how it would do, or why it cannot."""
-        for number, (node, group) in enumerate(self._members()):
-            if group is None:
-                yield node, node.why_not or "has no zlayer driver"
+        for number, (node, kind) in enumerate(self._members()):
+            if kind is None:
+                yield node, _why_not(node)
                 continue
-            outcome = _outcome(need.request, need.facts, group)
+            outcome = _outcome(need.request, need.facts, self._kinds[kind])
             if isinstance(outcome, Choice):
-                yield Placement(node, outcome, self._load(number), need.request.image in self._images[number])
+                yield Placement(node, outcome, self._loads[number], need.request.image in self._images[number])
             else:
                 yield node, str(outcome)
 
-    def _members(self) -> Iterator[tuple[FleetNode, Group | None]]:
-        return zip(self._nodes, self._group_of, strict=True)
+    def _members(self) -> Iterator[tuple[FleetNode, int | None]]:
+        return zip(self._nodes, self._kind_of, strict=True)
 
-    def _candidates(self, need: Need) -> Iterator[tuple[float, int, Group]]:
-        """The best of each kind of node, with and without the image, as (negative score, number, group)."""
-        local = self._local.get(need.request.image, {})
-        for group in need.choices:
-            load, number = self._least(self._heaps[group])
-            yield load - LOCAL_BONUS * (need.request.image in self._images[number]), number, group
-            if group in local:
-                load, number = self._least(local[group])
-                yield load - LOCAL_BONUS, number, group
+    def _candidates(self, need: Need) -> Iterator[tuple[float, int, int]]:
+        """The best of each kind of node, with and without the image, as (negative score, number, kind)."""
+        image = need.request.image
+        local = self._local.get(image, {})
+        for kind in need.choices:
+            load, number = self._least(self._heaps[kind])
+            yield (load - LOCAL_BONUS if image in self._images[number] else load), number, kind
+            if kind in local:
+                load, number = self._least(local[kind])
+                yield load - LOCAL_BONUS, number, kind
 
     def _least(self, heap: list[Entry]) -> Entry:
         """The least loaded entry of a heap, which has one."""
-        while True:
-            load, number = heap[0]
-            now = self._load(number)
-            if now == load:
-                return heap[0]
-            heapreplace(heap, (now, number))
-
-    def _load(self, number: int) -> float:
-        return self._jobs[number] / self._nodes[number].cores
+        while heap[0][0] != self._loads[heap[0][1]]:
+            number = heap[0][1]
+            heapreplace(heap, (self._loads[number], number))
+        return heap[0]
 
 
-def _outcome(request: Request, facts: ImageFacts, group: Group) -> Choice | DriverError:
-    shape, arch = group
+def _why_not(node: FleetNode) -> str:
+    return node.why_not or "has no zlayer driver"
+
+
+def _outcome(request: Request, facts: ImageFacts, kind: Kind) -> Choice | DriverError:
+    shape, arch = kind
     wanted = request.platform.arch if request.platform else None
     if wanted and arch and wanted != arch:
         return WrongPlatform("the node", arch, wanted, request.image)
