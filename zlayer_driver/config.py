@@ -200,6 +200,8 @@ class PluginConfig(Block):
     image_max_layers: int = Field(256, gt=0, description="Most layers of one image")
     image_max_layer_mb: int = Field(65536, gt=0, description="Most MiB that one layer may unpack to")
     image_max_layer_entries: int = Field(2_000_000, gt=0, description="Most files, directories and links of one layer")
+    image_gc_delay: Duration = Field(0.0, description="Remove images that no task has used for so long; 0: keep them all")
+    image_gc_keep: list[str] = Field([], description="Images that are never removed for want of use")
     image_pull_timeout: Duration = Field(300.0, description="How long a pull may take when the task does not say")
     allow_caps: list[str] = Field([], description='Capabilities that tasks may add, such as "net_admin"; "all" allows any')
     allow_privileged: bool = Field(default=False, description="Whether tasks may be privileged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ from zlayer_driver import __version__, backends, fastpath
 from zlayer_driver.composite import Composite, OnFallback
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import CanSweep
-from zlayer_driver.errors import CacheError
+from zlayer_driver.errors import CacheError, DriverError
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.store import ImageStore, Limits
 from zlayer_driver.image.values import MIB
 from zlayer_driver.model import OS, Fingerprint, Health, ImageFacts, Target
 
 PREFIX = "driver.zlayer"
+_log = logging.getLogger(__name__)
+_LONGEST_COLLECTION_PAUSE_S = 60.0
 _RUNS = {  # operating systems of the images that each target runs; the primary runs its node's own
     Target.VZ: OS.DARWIN,
     Target.VZ_LINUX: OS.LINUX,
@@ -41,6 +44,8 @@ class Node:
     """Made from the operator's config alone; touches the machine only when a method is called."""
 
     def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
+        self._config = config
+        self._collector: asyncio.Task[None] | None = None
         self.store = _image_store(config)
         self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
         self._open_caches: dict[Path, fastpath.BlobCache] = {}
@@ -66,10 +71,23 @@ class Node:
         return self._open_caches[path]
 
     async def sweep(self) -> None:
-        """Finishes what a killed predecessor left half made or half removed."""
+        """Finishes what a killed predecessor left half made or half removed. From then on, images that idle for too long are removed."""
         for backend in self.backends.values():
             if isinstance(backend, CanSweep):
                 await backend.sweep()
+        if self._config.image_gc_delay and self._collector is None:
+            self._collector = asyncio.create_task(self._collect_images(self._config.image_gc_delay))
+
+    async def _collect_images(self, delay_s: float) -> None:
+        while True:
+            await asyncio.sleep(min(delay_s / 4, _LONGEST_COLLECTION_PAUSE_S))
+            try:
+                gone = await self.store.remove_unused(idle_s=delay_s, keep=self._config.image_gc_keep)
+            except (DriverError, OSError) as error:  # a disk or cache in trouble now must not end all later collections
+                _log.warning("unused images cannot be removed yet: %s", error)
+            else:
+                for image in gone.deleted:
+                    _log.info("removed image %s, which no task has used for %g s", image, delay_s)
 
     async def probe(self) -> dict[Target, Fingerprint]:
         """Each target's own fingerprint; attribute keys are the backend's."""
@@ -94,6 +112,9 @@ class Node:
         return Fingerprint(primary.health, primary.description, attributes)
 
     async def close(self) -> None:
+        if self._collector is not None:
+            self._collector.cancel()
+            await asyncio.gather(self._collector, return_exceptions=True)
         for cache in self._open_caches.values():
             cache.close()
         await self.store.close()

@@ -145,6 +145,14 @@ class WatchCases(AbilityCases):
         assert not await subject.remains()
 
 
+class StoreCases(AbilityCases):
+    covers = frozenset({contract.HasImageStore})
+
+    def test_store_is_shared(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.HasImageStore)
+        assert isinstance(subject.backend.image_store(), ImageStore)
+
+
 class TestOci(
     suite.Verbs,
     suite.SignalCases,
@@ -154,6 +162,8 @@ class TestOci(
     suite.UsageCases,
     suite.SweepCases,
     suite.PullCases,
+    suite.ImageCases,
+    StoreCases,
     WatchCases,
 ):
     @pytest.fixture
@@ -163,3 +173,10 @@ class TestOci(
         yield OciSubject(tmp_path, store, pulled)
         await store.close()
         assert await clear(tmp_path) == []
+
+    async def test_prune_leaves_what_a_container_runs_from(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.CanPruneImages)
+        handle = await subject.start(subject.runs("task"))
+        assert BASE not in (await subject.backend.prune_images()).deleted
+        await subject.backend.destroy(handle)
+        assert BASE in (await subject.backend.prune_images()).deleted

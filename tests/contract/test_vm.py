@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract import suite
 from tests.contract.subject import Subject
-from tests.contract.test_oci import BASE, OciSubject, WatchCases, busybox, pulled
+from tests.contract.test_oci import BASE, OciSubject, StoreCases, WatchCases, busybox, pulled
 from tests.doubles.images import Built
 from tests.host.oci_lab import remains
 from tests.host.vm_lab import MACHINES, clear, machines
@@ -49,6 +49,8 @@ class TestVm(
     suite.UsageCases,
     suite.SweepCases,
     suite.PullCases,
+    suite.ImageCases,
+    StoreCases,
     WatchCases,
 ):
     @pytest.fixture

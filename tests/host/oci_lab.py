@@ -19,6 +19,7 @@ from zlayer_driver.host import cgroups
 from zlayer_driver.host.processes import command_lines
 from zlayer_driver.image.values import Image, ImageConfig
 from zlayer_driver.model import Auth, Handle, ImageRecord, PullPolicy, Report, Target, TaskSpec
+from zlayer_driver.readings import Pruned
 
 RUNTIME = os.environ.get("ZLAYER_TEST_RUNTIME", "runc")
 IMAGE = "example.org/busybox:1"
@@ -39,6 +40,8 @@ APPLETS = (
     "test",
     "nproc",
     "hostname",
+    "df",
+    "mkdir",
     "stty",
 )
 
@@ -76,6 +79,15 @@ class OneImage:
 
     async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> Image:
         return self.get(image)
+
+    async def tag(self, source: str, target: str) -> Image:
+        raise NotImplementedError
+
+    async def remove(self, image: str) -> None:
+        raise NotImplementedError
+
+    async def remove_unused(self) -> Pruned:
+        return Pruned()
 
 
 def backend(root: Path, images: OneImage, *, runtime: str = RUNTIME, steps: tuple[Step, ...] = STEPS) -> OciBackend:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -34,8 +35,13 @@ def test_without_arguments_it_says_what_it_is(runner: CliRunner, tmp_path: Path)
 
 
 def test_every_command_says_how_it_is_used_and_takes_json(runner: CliRunner, tmp_path: Path) -> None:
-    for name in cli.commands:
-        code, out, _ = _invoke(runner, tmp_path, name, "--help")
+    lines = [
+        (name, *below)
+        for name, found in cli.commands.items()
+        for below in ([(inner,) for inner in found.commands] if isinstance(found, click.Group) else [()])
+    ]
+    for line in lines:
+        code, out, _ = _invoke(runner, tmp_path, *line, "--help")
         assert code == 0
         assert "--json" in out
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ from zlayer_driver.model import (
     TaskSpec,
     TaskState,
 )
-from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
+from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, ImageDetails, Pruned, Usage, UsageSample
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class Images(Protocol):
     def list(self) -> Sequence[ImageRecord]: ...
 
     async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> object: ...
+
+    async def tag(self, source: str, target: str) -> object: ...
+
+    async def remove(self, image: str) -> None: ...
+
+    async def remove_unused(self) -> Pruned: ...
 
 
 class OciBackend:
@@ -225,6 +232,24 @@ class OciBackend:
         with suppress(NotFound):
             return bool(self._store.get(image))
         return False
+
+    async def inspect_image(self, image: str) -> ImageDetails:
+        found = await asyncio.to_thread(self._store.get, image)
+        return ImageDetails(found.digest, found.config.os, asdict(found.config))
+
+    async def tag_image(self, source: str, target: str) -> None:
+        await self._store.tag(source, target)
+
+    async def remove_image(self, image: str, *, force: bool) -> None:
+        """A container that runs from the image keeps its layers, so there is nothing to force."""
+        del force
+        await self._store.remove(image)
+
+    async def prune_images(self) -> Pruned:
+        return await self._store.remove_unused()
+
+    def image_store(self) -> object:
+        return self._store
 
     def _bundle(self, task_id: str) -> Bundle:
         return Bundle(self._root, container_id(task_id))

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from zlayer_driver import __version__, backends, fastpath
 from zlayer_driver.choice import Request
+from zlayer_driver.cli import images as imaging
 from zlayer_driver.cli import overlay as overlaying
 from zlayer_driver.cli import place as placing
 from zlayer_driver.cli import run as running
-from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
+from zlayer_driver.cli.nodes import on_node
+from zlayer_driver.cli.output import command, show_record, show_rows
 from zlayer_driver.config import PluginConfig, parse
 from zlayer_driver.errors import DriverError
-from zlayer_driver.model import Health, PullPolicy, Target
+from zlayer_driver.model import Health, Target
 from zlayer_driver.node import Node
 
-T = TypeVar("T")
 INTRODUCTION = f"""zlayer-driver {__version__}: a HashiCorp Nomad task driver that runs each OCI image where it belongs.
 
 Nomad launches this file as a plugin; put it into the agent's plugin directory. For people:"""
@@ -41,50 +40,6 @@ def cli(context: click.Context, state_dir: str | None) -> None:
         click.echo(context.get_help())
 
 
-def _on_node(config: PluginConfig, work: Callable[[Node], Awaitable[T]]) -> T:
-    """Runs ``work(node)`` in an event loop and closes the node after it."""
-
-    async def inside() -> T:
-        node = Node(config)
-        try:
-            return await work(node)
-        finally:
-            await node.close()
-
-    return asyncio.run(inside())
-
-
-@cli.command()
-@click.argument("image")
-@click.option("--always", is_flag=True, help="Ask the registry even if the image is here.")
-@click.pass_obj
-@command
-def pull(config: PluginConfig, image: str, always: bool, as_json: bool) -> None:
-    """Pull IMAGE into this node's stores."""
-    policy = PullPolicy.ALWAYS if always else PullPolicy.IF_NOT_PRESENT
-
-    async def work(node: Node) -> dict[str, Any]:
-        with pull_report() as report:
-            await node.composite.pull(fastpath.canonical(image), policy=policy, auth=None, report=report)
-        found = node.store.get(image)
-        return {"image": found.reference, "digest": found.digest, "size_bytes": found.size_bytes, "layers": len(found.layers)}
-
-    show_record(_on_node(config, work), as_json=as_json)
-
-
-@cli.command()
-@click.pass_obj
-@command
-def images(config: PluginConfig, as_json: bool) -> None:
-    """List the images that this node has."""
-
-    async def work(node: Node) -> list[dict[str, Any]]:
-        found = await node.composite.list_images()
-        return [{"image": image.reference, "digest": image.digest, "size_bytes": image.size_bytes} for image in found]
-
-    show_rows(_on_node(config, work), as_json=as_json)
-
-
 @cli.command()
 @click.argument("image")
 @click.pass_obj
@@ -103,7 +58,7 @@ def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
             record |= {"target": None, "error": str(error)}
         return record
 
-    show_record(_on_node(config, work), as_json=as_json)
+    show_record(on_node(config, work), as_json=as_json)
 
 
 @cli.command()
@@ -129,12 +84,14 @@ def doctor(config: PluginConfig, as_json: bool) -> None:
         rows.append({"what": "state directory", "state": config.state_dir, "backend": None, "detail": str(node.store.cache_path)})
         return rows
 
-    rows = _on_node(config, work)
+    rows = on_node(config, work)
     show_rows(rows, as_json=as_json)
     if rows[0]["state"] is not Health.HEALTHY:
         raise click.exceptions.Exit(1)
 
 
+for image_command in imaging.COMMANDS:
+    cli.add_command(image_command)
 cli.add_command(running.run)
 cli.add_command(placing.place)
 cli.add_command(overlaying.overlay)

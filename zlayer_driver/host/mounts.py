@@ -6,9 +6,10 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _CLONE_FS = 0x200
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _PAGE = 4096
+_READ_ONLY = 1 | 2 | 4  # MS_RDONLY, MS_NOSUID, MS_NODEV
 _SPECIAL = re.compile(r"[\\:,]")  # what separates options and layers
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,19 +52,62 @@ def overlay(target: Path, *, lower: Sequence[Path], upper: Path, work: Path) -> 
     and lets the mount table tell which layers are in use. ``volatile`` spares a sync of the upper layer at unmount (kernel 5.10):
     nothing of a container outlives a crash of the machine.
     """
+    with _names(lower) as names:
+        options = f"lowerdir={names.layers},upperdir={names.held(upper)},workdir={names.held(work)}"
+        _within(names.base, partial(_mount_overlay, target.absolute(), _fitting(options, lower, target)))
+
+
+def overlay_read_only(target: Path, lower: Sequence[Path]) -> None:
+    """Shows layers (bottom first) at an empty directory, which is itself the lowest of them: overlayfs takes no single one."""
+    with _names(lower) as names:
+        options = _fitting(f"lowerdir={names.layers}:{names.held(target)}", lower, target)
+        _within(names.base, partial(mount, "overlay", target.absolute(), "overlay", _READ_ONLY, options))
+
+
+def overlay_at(target: Path) -> Sequence[Path] | None:
+    """The lower directories (bottom first) of the overlay that is mounted at ``target``, as its mount named them; ``None`` without one."""
+    found = None
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():  # the last line for a place is the topmost mount
+        place, _, rest = line.partition(b" - ")
+        if _plain(place.split(b" ")[4]) == os.fsencode(target.absolute()):
+            kind, _, options = rest.split(b" ", 2)
+            found = re.search(rb"lowerdir=([^,]*)", options) if kind == b"overlay" else None
+    if found is None:
+        return None
+    return [Path(os.fsdecode(_plain(name))) for name in reversed(found[1].split(b":"))]
+
+
+def _plain(field: bytes) -> bytes:
+    """A field of mountinfo, in which blanks and backslashes are octal escapes."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """How one mount's options name directories: layers relative to ``base``, others by fds that are open as long as this is."""
+
+    base: Path
+    layers: str
+    stack: ExitStack
+
+    def held(self, path: Path) -> str:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.stack.callback(os.close, fd)
+        return f"/proc/self/fd/{fd}"
+
+
+@contextmanager
+def _names(lower: Sequence[Path]) -> Iterator[_Names]:
     base = Path(os.path.commonpath([path.parent for path in lower]))
     layers = ":".join(_SPECIAL.sub(r"\\\g<0>", str(path.relative_to(base))) for path in reversed(lower))
     with ExitStack() as stack:
+        yield _Names(base, layers, stack)
 
-        def held(path: Path) -> str:
-            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            return f"/proc/self/fd/{fd}"
 
-        options = f"lowerdir={layers},upperdir={held(upper)},workdir={held(work)}"
-        if len(options) >= _PAGE:
-            raise OSError(errno.E2BIG, f"{len(lower)} layers are more than one mount can name", str(target))
-        _within(base, partial(_mount_overlay, target.absolute(), options))
+def _fitting(options: str, lower: Sequence[Path], target: Path) -> str:
+    if len(options) >= _PAGE:
+        raise OSError(errno.E2BIG, f"{len(lower)} layers are more than one mount can name", str(target))
+    return options
 
 
 def _mount_overlay(target: Path, options: str) -> None:

@@ -28,6 +28,7 @@ CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
 _PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
 _COPY = "INSERT OR REPLACE INTO blobs SELECT ?, data, size_bytes, created_at, last_accessed FROM blobs WHERE digest = ?"
 _BUSY_TIMEOUT_S = 30.0
+_TOUCH_EVERY_S = 10
 MANIFEST = "manifest:"
 MANIFEST_DIGEST = "manifest:digest-"
 
@@ -52,6 +53,21 @@ class ImageCache:
                 "SELECT digest FROM blobs WHERE digest >= ? AND digest < ? ORDER BY digest", (MANIFEST, "manifest;")
             ).fetchall()
         return [key.removeprefix(MANIFEST) for (key,) in rows if isinstance(key, str) and not key.startswith(MANIFEST_DIGEST)]
+
+    def touch(self, reference: str) -> None:
+        """Notes that somebody uses an image. Exact to `_TOUCH_EVERY_S`, so that most calls only read."""
+        key, now = f"{MANIFEST}{reference}", int(time.time())
+        with self._transaction() as db:
+            row = db.execute("SELECT last_accessed FROM blobs WHERE digest = ?", (key,)).fetchone()
+        if row is not None and now - row[0] >= _TOUCH_EVERY_S:
+            with self._transaction(write=True) as db:
+                db.execute("UPDATE blobs SET last_accessed = ? WHERE digest = ?", (now, key))
+
+    def idle(self, reference: str, idle_s: float) -> bool:
+        """Whether nobody has used an image for so long."""
+        with self._transaction() as db:
+            row = db.execute("SELECT last_accessed FROM blobs WHERE digest = ?", (f"{MANIFEST}{reference}",)).fetchone()
+        return row is not None and bool(row[0] <= time.time() - idle_s)
 
     def put_image(self, reference: str, manifest: tuple[str, bytes], config: tuple[str, bytes]) -> None:
         """Both as (digest, content)."""

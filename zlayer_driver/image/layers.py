@@ -151,9 +151,16 @@ class LayerStore:
     def usage_bytes(self) -> int:
         return usage_bytes(self._made)
 
-    def _unneeded(self, needed: Collection[Path], made_before: float) -> list[Path]:
+    def names(self) -> set[str]:
+        return {path.name for path in self._made.iterdir()}
+
+    def mounted(self) -> set[Path]:
+        """The layers that a mount shows."""
         mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
-        candidates = [path for path in self._made.iterdir() if path not in needed and path.name not in mounts]
+        return {path for path in self._made.iterdir() if path.name in mounts}
+
+    def _unneeded(self, needed: Collection[Path], made_before: float) -> list[Path]:
+        candidates = set(self._made.iterdir()).difference(needed, self.mounted())
         return [path for path in candidates if path.stat().st_ctime <= made_before]
 
     def sweep(self) -> None:

@@ -37,6 +37,11 @@ class Local(Source, Protocol):
     name: str
 
 
+def is_local(text: str) -> bool:
+    """Whether this names a source here, not an image of a registry. Who means the image ``oci`` of Docker Hub says ``docker.io/library/oci``."""
+    return text.partition(":")[0] in _KINDS
+
+
 @contextmanager
 def open_source(text: str, limits: Limits) -> Iterator[Local]:
     """Opens ``KIND:PATH[:NAME]``; `ConfigError` for a kind that does not exist."""

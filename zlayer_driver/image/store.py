@@ -80,7 +80,9 @@ class ImageStore:
         await self._sweep()
         if policy is not PullPolicy.ALWAYS:
             try:
-                return self.get(reference)
+                found = self.get(reference)
+                self._cache.touch(reference)
+                return found  # noqa: TRY300 # what may fail is the look-up
             except NotFound:
                 if policy is PullPolicy.NEVER:
                     raise
@@ -131,6 +133,11 @@ class ImageStore:
         self._open()
         return self._layers.hold()
 
+    def owns(self, names: Collection[str]) -> bool:
+        """Whether these are the names of layer directories here, at least one."""
+        self._open()
+        return bool(names) and self._layers.names().issuperset(names)
+
     async def remove(self, image: str) -> None:
         """Forgets an image, and deletes what only it needed; layers that are mounted stay until the next `prune`."""
         reference = fastpath.canonical(image)
@@ -142,6 +149,12 @@ class ImageStore:
         """Deletes layers of at least that age that no image needs, unless they are mounted or a pull is under way."""
         self._open()
         return await asyncio.to_thread(self._layers.collect, self._needed, min_age_s=min_age_s)
+
+    async def remove_unused(self, *, idle_s: float = 0.0, keep: Collection[str] = ()) -> Pruned:
+        """Deletes images that nothing runs from and that nobody has asked for in ``idle_s``, but none of ``keep``, and layers as `prune`."""
+        self._open()
+        gone = await asyncio.to_thread(self._remove_unused, idle_s, {fastpath.canonical(image) for image in keep})
+        return Pruned(gone, (await self.prune()).reclaimed_bytes)
 
     async def tag(self, source: str, target: str) -> Image:
         """Gives an image a further reference."""
@@ -187,6 +200,16 @@ class ImageStore:
 
     def _needed(self) -> set[Path]:
         return {layer for image in self._images() for layer in image.layers}
+
+    def _remove_unused(self, idle_s: float, keep: Collection[str]) -> tuple[str, ...]:
+        mounted, gone = self._layers.mounted(), []
+        for image in tuple(self._images()):
+            if image.layers and mounted.issuperset(image.layers):
+                self._cache.touch(image.reference)  # its idle time starts when it is last seen in use
+            elif image.reference not in keep and self._cache.idle(image.reference, idle_s):
+                self._remove(image.reference)
+                gone.append(image.reference)
+        return tuple(gone)
 
     def _remove(self, reference: str) -> None:
         raw = self._cache.get(f"{MANIFEST}{reference}")
