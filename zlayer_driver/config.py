@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,8 @@ from zlayer_driver.model import OS, Isolation, Target
 Model = TypeVar("Model", bound="Block")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
+_UNIT_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_SIZE = re.compile(r"(\d{1,15})([bkmgt]?)b?", re.ASCII)
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
@@ -31,6 +33,15 @@ def _seconds(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
         raise ValueError('a duration such as "90s" or "5m" is needed')
     return value
+
+
+def _bytes(value: object) -> object:
+    """A size with a binary unit (``64m``) as bytes; a bare number is bytes."""
+    if not isinstance(value, str):
+        return value
+    if (found := _SIZE.fullmatch(value.lower())) is None:
+        raise ValueError('a size such as "67108864" or "64m" is needed')
+    return int(found[1]) << _UNIT_SHIFT[found[2]]
 
 
 def _merged(value: object) -> object:
@@ -95,11 +106,17 @@ def _contains(whole: IPv4Network | IPv6Network, share: IPv4Network | IPv6Network
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 OptionalPath = Annotated[str, AfterValidator(_absolute_if_any)]
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 IpAddress = Annotated[str, AfterValidator(_address)]
 Ipv4Subnet = Annotated[str, AfterValidator(_subnet(4))]
 Ipv6Subnet = Annotated[str, AfterValidator(_subnet(6))]
 StringMap = Annotated[dict[str, str], BeforeValidator(_merged)]
 OperatingSystem = Annotated[OS, BeforeValidator(_operating_system)]
+
+
+HostMode = Literal["", "host"]
+MountType = Literal["bind", "tmpfs"]
+Propagation = Literal["private", "rprivate", "rslave", "rshared"]
 
 
 class Transport(StrEnum):
@@ -136,13 +153,23 @@ class OverlayPeerBlock(Block):
     public_key: str = Field("", description="The peer's WireGuard key, in base64")
 
 
+class OverlayNomadBlock(Block):
+    """The Nomad in whose variable ``zlayer/overlay`` the nodes find each other; absent keys are the agent's NOMAD_* variables."""
+
+    address: str = Field("", description="URL of Nomad's API")
+    token: str = Field("", description="Token that may read and write the variable zlayer/overlay", repr=False)
+    namespace: str = Field("", description="Namespace of the variable")
+
+
 class OverlayBlock(Block):
     """This node in the overlay network. With it, the driver makes the networks of allocations."""
 
     name: str = Field("", description="This node's name in the overlay; empty: its host name")
     network: Ipv4Subnet = Field(description="The whole overlay, such as 10.88.0.0/16")
     network6: Ipv6Subnet | None = Field(None, description="The whole overlay in IPv6, such as fd88::/48; without it there is IPv4 only")
-    subnet: Ipv4Subnet = Field(description="This node's share of it, such as 10.88.1.0/24")
+    subnet: Ipv4Subnet | None = Field(
+        None, description="This node's share of it, such as 10.88.1.0/24; Nomad's to choose where it is asked"
+    )
     subnet6: Ipv6Subnet | None = Field(None, description="This node's share in IPv6, such as fd88:0:0:1::/64")
     endpoint: IpAddress = Field(description="Address of this node at which its peers reach it")
     transport: Transport = Field(Transport.VXLAN, description="How packets travel between nodes: vxlan or wireguard")
@@ -153,11 +180,18 @@ class OverlayBlock(Block):
     )
     mtu: int = Field(0, ge=0, le=65535, description="MTU within the overlay; 0: what the underlay leaves")
     default_route: bool = Field(default=False, description="Whether containers send everything into the overlay, not only what is for it")
-    peer: list[OverlayPeerBlock] = Field([], description="The other nodes")
+    nomad: OverlayNomadBlock | None = Field(None, description="Has Nomad keep shares and peers, instead of this block")
+    peer: list[OverlayPeerBlock] = Field([], description="The other nodes, where Nomad does not keep them")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Each family is whole: a share lies within the network, and shares do not overlap."""
+        if self.nomad:
+            if self.subnet or self.subnet6 or self.peer:
+                raise ValueError("with nomad, subnet, subnet6 and peer are Nomad's to say")
+            return self
+        if self.subnet is None:
+            raise ValueError("subnet is needed where no nomad block is")
         if (self.network6 is None) != (self.subnet6 is None):
             raise ValueError("network6 and subnet6 belong together")
         for network, shares in (
@@ -206,7 +240,44 @@ class PluginConfig(Block):
     allow_caps: list[str] = Field([], description='Capabilities that tasks may add, such as "net_admin"; "all" allows any')
     allow_privileged: bool = Field(default=False, description="Whether tasks may be privileged")
     allow_volumes: bool = Field(default=False, description="Whether tasks may bind host paths from outside their allocation")
+    allow_devices: list[str] = Field([], description='Devices of the node that tasks may have, such as "/dev/fuse" or "/dev/nvidia*"')
+    allow_host_namespaces: bool = Field(default=False, description="Whether tasks may share the node's pid, ipc and uts namespaces")
+    allow_seccomp: bool = Field(default=False, description="Whether tasks may replace the system call filter, or do without")
     overlay: OverlayBlock | None = Field(None, description="The overlay network between nodes; without it there is none")
+
+
+class BindOptions(Block):
+    propagation: Propagation = Field("rprivate", description="How mounts below travel: rprivate, rslave or rshared")
+
+
+class TmpfsOptions(Block):
+    size: Size = Field(0, description="Most bytes in it; 0: half the node's memory")
+    mode: int = Field(0o1777, ge=0, le=0o7777, description="Permissions, as a decimal number: 1023 is 1777 in octal")
+
+
+class MountBlock(Block):
+    """A mount of the task's own."""
+
+    type: MountType = Field("bind", description="bind or tmpfs")
+    target: AbsolutePath = Field(description="Where it is mounted in the container")
+    source: str = Field("", description="What is bound; a relative source lies in the task directory")
+    readonly: bool = Field(default=False, description="Whether it cannot be written to")
+    bind_options: BindOptions = Field(BindOptions(), description="For a bind")
+    tmpfs_options: TmpfsOptions = Field(TmpfsOptions(), description="For a tmpfs")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.type == "bind") != bool(self.source):
+            raise ValueError("a bind has a source, and a tmpfs has none")
+        return self
+
+
+class DeviceBlock(Block):
+    """A device of the node, if the operator allows it."""
+
+    host_path: AbsolutePath = Field(description="The device on the node")
+    container_path: AbsolutePath | None = Field(None, description="Its place in the container; the same if absent")
+    cgroup_permissions: str = Field("rwm", pattern=r"^[rwm]{1,3}$", description="What the task may do: read, write, mknod")
 
 
 class TaskConfig(Block):
@@ -229,9 +300,33 @@ class TaskConfig(Block):
     cap_drop: list[str] = Field([], description='Capabilities to take away; "all" takes every one')
     privileged: bool = Field(default=False, description="All capabilities and devices, if the operator allows it")
     readonly_rootfs: bool = Field(default=False, description="Mount the root file system read-only")
+    security_opt: list[str] = Field(
+        [], description='"no-new-privileges"; "seccomp=unconfined" or "seccomp=<file>" (OCI format), if the operator allows it'
+    )
     pids_limit: int = Field(0, ge=0, description="Most processes in the container; 0: no limit")
+    cpu_hard_limit: bool = Field(default=False, description="Keep the task to its share of CPU even where more is idle")
+    cpu_cfs_period: int = Field(100_000, ge=1000, le=1_000_000, description="Period of the hard CPU limit, in microseconds")
+    memory_swap: Size | None = Field(None, description="Memory and swap together; absent: no swap beyond the memory")
+    oom_score_adj: int = Field(0, ge=0, le=1000, description="How much sooner than others the task is killed when memory runs out")
+    shm_size: Size = Field(64 << 20, gt=0, description="Size of /dev/shm")
+    ulimit: StringMap = Field({}, description='Limits of setrlimit(2) by name, as "soft:hard" or one number for both; "-1" is unlimited')
+    sysctl: StringMap = Field({}, description="Kernel settings of the container's own ipc and network namespaces")
+    init: bool = Field(
+        default=False, description="Run an init as process 1 that reaps children and passes signals on (the node's catatonit)"
+    )
+    group_add: list[str] = Field([], description="Further groups of the user, by name or number")
+    pid_mode: HostMode = Field("", description='"host" shares the node\'s pid namespace, if the operator allows it')
+    ipc_mode: HostMode = Field("", description='"host" shares the node\'s ipc namespace, if the operator allows it')
+    uts_mode: HostMode = Field("", description='"host" shares the node\'s uts namespace, if the operator allows it')
+    userns_mode: HostMode = Field("", description='"host": the node\'s user namespace, which every container is in')
+    dns_servers: list[str] = Field([], description="Name servers, in place of the group's and the node's")
+    dns_search_domains: list[str] = Field([], description="Domains to look short names up in")
+    dns_options: list[str] = Field([], description="Resolver options, such as ndots:2")
     extra_hosts: list[str] = Field([], description="Further lines for /etc/hosts, as name:address")
     volumes: list[str] = Field([], description="Binds as source:target[:ro]; a relative source lies in the task directory")
+    mount: list[MountBlock] = Field([], description="Binds and tmpfs mounts")
+    mounts: list[MountBlock] = Field([], description="The same as mount, for jobs that were written so")
+    devices: list[DeviceBlock] = Field([], description="Devices of the node, if the operator allows them")
 
 
 def parse(model: type[Model], raw: Mapping[str, Any] | None, *, what: str) -> Model:
@@ -246,6 +341,8 @@ def parse(model: type[Model], raw: Mapping[str, Any] | None, *, what: str) -> Mo
 def _without_nil(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nil(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nil(item) for item in value]
     return value
 
 

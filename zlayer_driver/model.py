@@ -93,12 +93,13 @@ class Auth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Limits; ``0`` or ``None`` is «not limited»."""
+    """Limits; ``0`` or ``None`` is «not limited». ``cpu_fraction`` is the task's part of all the node's CPUs, a limit only where one is asked for."""
 
     cpu_shares: int = 0
     cpu_quota_us: int = 0
     cpu_period_us: int = 100_000
     cpuset_cpus: str = ""
+    cpu_fraction: float = 0.0
     memory_bytes: int = 0
     memory_reservation_bytes: int = 0
     memory_swap_bytes: int | None = None
@@ -116,6 +117,7 @@ class Mount:
     read_only: bool = False
     propagation: str = "rprivate"
     size_bytes: int = 0
+    mode: int | None = None  # permissions of a tmpfs
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +142,24 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
+    """``host_namespaces`` are those of pid, ipc and uts that are the node's own; ``seccomp`` is a file with a filter, or ``unconfined``."""
+
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     privileged: bool = False
     readonly_rootfs: bool = False
+    no_new_privileges: bool = False
+    seccomp: str = ""
+    host_namespaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A limit of setrlimit(2) by its name in lower case, such as nofile; ``None`` is unlimited."""
+
+    name: str
+    soft: int | None
+    hard: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +183,13 @@ class TaskSpec:
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     user: str = ""
+    groups: tuple[str, ...] = ()  # beside those that the image gives the user
     work_dir: str = ""
+    init: bool = False
     resources: Resources = Resources()
+    ulimits: tuple[Ulimit, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    shm_bytes: int = 64 << 20
     mounts: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
     network: Network = Network()

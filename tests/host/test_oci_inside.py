@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from tests.host.oci_lab import OneImage, backend, handle, shell
 from zlayer_driver.errors import DriverError, InvalidSpec
 from zlayer_driver.host import cgroups, mounts
 from zlayer_driver.host.processes import capture
-from zlayer_driver.model import Device, Exit, Mount, Network, Resources, Security, TaskSpec
+from zlayer_driver.model import Device, Exit, Mount, Network, Resources, Security, TaskSpec, Ulimit
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
 
@@ -217,9 +218,72 @@ async def test_limits_reach_the_kernel(root: Path, images: OneImage) -> None:
     assert await said(root, images, shell("one", script, resources=limits)) == [*wanted, "nproc 1"]
 
 
+async def test_namespaces_of_the_node(root: Path, images: OneImage) -> None:
+    kinds = ("pid", "ipc", "uts")
+    script = "for kind in pid ipc uts; do ls -l /proc/self/ns/$kind | awk '{print $NF}'; done; hostname"
+    told = await said(root, images, shell("one", script, security=Security(host_namespaces=kinds), network=Network(mode="none")))
+    assert told == [*(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in kinds), socket.gethostname()]
+
+
+async def test_nothing_of_a_task_in_the_nodes_pid_namespace_stays(root: Path, images: OneImage) -> None:
+    oci = backend(root, images)
+    spec = shell("one", "sleep 1000 & exec sleep 1001", security=Security(host_namespaces=("pid",)))
+    task = handle("one", await oci.start(spec))
+    await oci.stop(task, timeout_s=0, signal="KILL")
+    await oci.destroy(task)
+
+
+@pytest.mark.needs("catatonit")
+async def test_an_init_reaps_and_passes_the_exit_code_on(root: Path, images: OneImage) -> None:
+    script = "cat /proc/1/cmdline; (true & exec true); ls -d /.* /dev/init; exit 0"
+    told = await said(root, images, shell("one", script, init=True, security=Security(readonly_rootfs=True)))
+    assert told[0].startswith("/dev/init\0--\0/bin/sh\0")
+    assert told[-1] == "/dev/init"
+    oci = backend(root, images)
+    task = handle("two", await oci.start(shell("two", "exit 7", init=True)))
+    assert await oci.wait(task) == Exit(7)
+    await oci.destroy(task)
+
+
+async def test_an_init_that_the_node_lacks(root: Path, images: OneImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zlayer_driver.backends.oci_spec._INITS", ("no-such-init",))
+    with pytest.raises(InvalidSpec, match="this node has no init for containers: install catatonit"):
+        await backend(root, images).start(shell("one", "true", init=True))
+
+
+async def test_ulimits_sysctls_groups_and_shared_memory(root: Path, images: OneImage) -> None:
+    spec = shell(
+        "one",
+        "ulimit -Sn; ulimit -Hn; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shmmax; id -G; df -k /dev/shm | awk 'END {print $2}'; cat /proc/self/oom_score_adj",
+        ulimits=(Ulimit("nofile", 99, 100),),
+        sysctls={"net.core.somaxconn": "77", "kernel.shmmax": "4096"},
+        network=Network(mode="none"),
+        groups=("audio", "31"),
+        shm_bytes=1 << 20,
+        resources=Resources(oom_score_adj=900),
+    )
+    assert await said(root, images, spec) == ["99", "100", "77", "4096", "0 29 31", "1024", "900"]
+
+
+async def test_filters_and_privileges(root: Path, images: OneImage) -> None:
+    script = "awk '/NoNew|Seccomp:/ {print $2}' /proc/self/status; mkdir x || echo refused"
+    strict = root / "filter.json"
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    strict.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    own = shell("one", script, security=Security(seccomp=str(strict), no_new_privileges=True))
+    assert [line for line in await said(root, images, own) if ":" not in line] == ["1", "2", "refused"]
+    assert await said(root, images, shell("two", script, security=Security(seccomp="unconfined"))) == ["0", "0"]
+
+
+async def test_permissions_of_a_tmpfs(root: Path, images: OneImage) -> None:
+    wanted = (Mount(kind="tmpfs", target="/scratch", mode=0o700),)
+    assert (await said(root, images, shell("one", "ls -ld /scratch", mounts=wanted)))[0].startswith("drwx------")
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"ulimits": (Ulimit("nofile", 1, None),)}, "ulimit nofile cannot be unlimited: the driver's own hard limit on this node is"),
         ({"security": Security(cap_add=("frobnicate",))}, "CAP_FROBNICATE is no capability"),
         ({"mounts": (Mount(source="/no/such", target="/x"),)}, "'/no/such', to be mounted at '/x', does not exist"),
         ({"mounts": (Mount(source="/tmp", target="/x/../../y"),)}, "is not an absolute path without '..'"),

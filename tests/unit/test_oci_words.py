@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,14 @@ def test_users_that_are_none(tmp_path: Path, text: str) -> None:
         resolve(tmp_path, text)
 
 
+def test_further_groups(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/group").write_text("audio:x:29:\n")
+    assert resolve(tmp_path, "7:8", ["audio", "30", "29"]) == User(7, 8, (29, 30))
+    with pytest.raises(InvalidSpec, match="group 'video'"):
+        resolve(tmp_path, "", ["video"])
+
+
 def test_an_image_without_tables_still_has_root(tmp_path: Path) -> None:
     assert resolve(tmp_path, "") == User(0, 0, (), "/root")
 
@@ -165,6 +174,39 @@ def test_the_filter_opens_with_capabilities() -> None:
     assert "mount" in refused["names"]
     assert not set(refused["names"]) & set(closed["syscalls"][0]["names"])
     assert "clone3" not in refused["names"]
+
+
+def test_a_filter_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "filter.json"
+    file.write_text(json.dumps(oci_seccomp.profile((), ("SCMP_ARCH_X86_64",))))
+    guards = oci_security.kernel_guards(Security(seccomp=str(file)), ())
+    assert guards["seccomp"] == oci_seccomp.profile((), ("SCMP_ARCH_X86_64",))
+    assert "seccomp" not in oci_security.kernel_guards(Security(seccomp="unconfined"), ())
+    assert "maskedPaths" in oci_security.kernel_guards(Security(seccomp="unconfined"), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"defaultAction": "x", "syscalls": 1}',
+        '{"defaultAction": "x", "archMap": []}',
+        '{"defaultAction": "x", "syscalls": [{"names": [], "includes": {}}]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_file_that_is_no_filter(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "filter.json"
+    file.write_text(text)
+    with pytest.raises(InvalidSpec, match="seccomp profile"):
+        oci_seccomp.read(str(file))
+
+
+def test_no_file_no_filter() -> None:
+    with pytest.raises(InvalidSpec, match="'/no/such' cannot be read: No such file"):
+        oci_seccomp.read("/no/such")
 
 
 @pytest.mark.parametrize(("machine", "kin"), [("x86_64", "ld-linux.so.2"), ("aarch64", "ld-musl-armhf.so.1")])

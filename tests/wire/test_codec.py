@@ -79,6 +79,15 @@ def test_any_message_is_a_request_or_an_error_of_ours(raw: bytes) -> None:
         codec.request_from(config)
 
 
+def test_a_memory_max_of_minus_one_is_no_limit() -> None:
+    message = codec.config_for(TaskRequest(id="a", name="a", config={}), b"")
+    message.resources.allocated_resources.memory.memory_mb = 64
+    message.resources.allocated_resources.memory.memory_max_mb = -1
+    message.resources.linux_resources.memory_limit_bytes = 64 << 20
+    resources = codec.request_from(message).resources
+    assert (resources.memory_bytes, resources.memory_reservation_bytes) == (0, 64 << 20)
+
+
 def test_memory_max_is_the_limit_and_memory_the_reservation() -> None:
     message = task_pb2.TaskConfig(id="a")
     message.resources.allocated_resources.memory.memory_mb = 64
@@ -108,7 +117,7 @@ def test_absent_keys_are_nil_and_take_their_defaults() -> None:
     packed = cty.pack(hclspec.of(TaskConfig), {"image": "alpine"})
     raw = codec.config_from(packed, what="config")
     assert set(raw) == set(TaskConfig.model_fields)
-    assert [key for key, value in raw.items() if value is not None] == ["image"]
+    assert [key for key, value in raw.items() if value not in (None, [])] == ["image"]
     assert parse(TaskConfig, raw, what="config") == parse(TaskConfig, {"image": "alpine"}, what="config")
 
 
@@ -122,6 +131,10 @@ WRITTEN: dict[str, Any] = {
     "pids_limit": "100",
     "image_pull_timeout": "1m30s",
     "privileged": "true",
+    "mount": [{"type": "tmpfs", "target": "/x", "tmpfs_options": {"size": "1m"}}, {"target": "/y", "source": "z"}],
+    "devices": [{"host_path": "/dev/fuse"}],
+    "ulimit": {"nofile": "10:20"},
+    "shm_size": 4096,
 }
 
 
@@ -131,6 +144,11 @@ def test_a_job_authors_block_arrives_through_the_schema() -> None:
     assert (config.args, config.labels, config.pids_limit) == (["-c", "5", "true"], {"a": "1", "b": "2"}, 100)
     assert config.auth is not None
     assert config.platform is not None
+    assert [(mount.type, mount.target, mount.source, mount.tmpfs_options.size) for mount in config.mount] == [
+        ("tmpfs", "/x", "", 1 << 20),
+        ("bind", "/y", "z", 0),
+    ]
+    assert (config.devices[0].host_path, config.ulimit, config.shm_size, config.mounts) == ("/dev/fuse", {"nofile": "10:20"}, 4096, [])
     assert (config.auth.password, config.platform.os, config.image_pull_timeout, config.privileged) == ("p", "darwin", 90.0, True)
 
 
@@ -176,5 +194,12 @@ def test_the_schemas_of_both_blocks() -> None:
     assert [name for name, spec in task.items() if spec.Attr.required] == ["image"]
     nested = task["auth"].block_value.nested.object.attributes
     assert {name: spec.Attr.required for name, spec in nested.items()} == {"username": True, "password": True}
+    assert (task["shm_size"].Attr.type, task["pid_mode"].Attr.type, task["ulimit"].Attr.type) == ("string", "string", "list(map(string))")
+    mount = task["mount"].block_list.nested.object.attributes
+    assert (mount["target"].Attr.required, mount["type"].Attr.type, mount["tmpfs_options"].block_value.name) == (
+        True,
+        "string",
+        "tmpfs_options",
+    )
     for name, spec in task.items():
-        assert name in {spec.Attr.name, spec.block_value.name}
+        assert name in {spec.Attr.name, spec.block_value.name, spec.block_list.name}

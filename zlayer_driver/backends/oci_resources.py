@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import stat
 from pathlib import Path
 from typing import Any
 
+from zlayer_driver.backends import oci_security
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.host import cgroups
-from zlayer_driver.model import Device, Resources, TaskSpec
+from zlayer_driver.model import Device, Resources, TaskSpec, Ulimit
 
 Doc = dict[str, Any]
 
@@ -18,6 +20,7 @@ _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 _MIN_SHARES, _MAX_SHARES = 2, 262_144  # what the kernel's cpu.shares takes
 _ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.ASCII)
+_INFINITY = (1 << 64) - 1  # RLIM_INFINITY, unsigned as in the runtime spec
 _OWN_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -68,6 +71,19 @@ def _memory(wanted: Resources) -> Doc:
 def oom_score_adj(wanted: int) -> int:
     """Not below our own: lowering it needs CAP_SYS_RESOURCE, which the driver may lack."""
     return max(wanted, int(_OWN_OOM_SCORE.read_text()))
+
+
+def rlimit(ulimit: Ulimit) -> Doc:
+    """`InvalidSpec` for more than the driver may give: beyond its own hard limit it needs CAP_SYS_RESOURCE."""
+    own = resource.getrlimit(getattr(resource, f"RLIMIT_{ulimit.name.upper()}"))[1]
+    soft, hard = (_INFINITY if value is None else value for value in (ulimit.soft, ulimit.hard))
+    if own != resource.RLIM_INFINITY and hard > own and "CAP_SYS_RESOURCE" not in oci_security.own_capabilities():
+        wanted = "unlimited" if ulimit.hard is None else ulimit.hard
+        raise InvalidSpec(
+            f"ulimit {ulimit.name} cannot be {wanted}: the driver's own hard limit on this node is {own}",
+            hint="ask for less, or give the driver CAP_SYS_RESOURCE",
+        )
+    return {"type": f"RLIMIT_{ulimit.name.upper()}", "soft": soft, "hard": hard}
 
 
 def devices(task: TaskSpec) -> list[Doc]:

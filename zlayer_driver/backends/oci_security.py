@@ -129,7 +129,7 @@ def capabilities(security: Security) -> Doc:
 
 def granted(security: Security) -> frozenset[str]:
     """`InvalidSpec` for a name that is no capability, or one that the driver does not have itself and so cannot give."""
-    ours = _own()
+    ours = own_capabilities()
     added, dropped = _named(security.cap_add), _named(security.cap_drop)
     if security.privileged or "CAP_ALL" in added:
         return ours - dropped if "CAP_ALL" not in dropped else added - {"CAP_ALL"}
@@ -143,8 +143,10 @@ def kernel_guards(security: Security, known: tuple[str, ...]) -> Doc:
     """The parts of the spec's ``linux`` object that fence the container in; nothing for a privileged one."""
     if security.privileged:
         return {}
-    profile = oci_seccomp.profile(granted(security), known)
-    return {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "seccomp": profile}
+    guards: Doc = {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY)}
+    if security.seccomp != "unconfined":
+        guards["seccomp"] = oci_seccomp.read(security.seccomp) if security.seccomp else oci_seccomp.profile(granted(security), known)
+    return guards
 
 
 def _named(names: tuple[str, ...]) -> frozenset[str]:
@@ -155,7 +157,7 @@ def _named(names: tuple[str, ...]) -> frozenset[str]:
 
 
 @cache
-def _own() -> frozenset[str]:
+def own_capabilities() -> frozenset[str]:
     """The driver's bounding set: proc(5), status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd:"))
     bits = int(line.split()[1], 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from zlayer_driver.model import Mount, TaskSpec
 Doc = dict[str, Any]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SHM_BYTES = 64 << 20
+_NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup")
+_INIT = "/dev/init"  # on a file system of the container's own, so that it leaves nothing in the image's
+_INITS = ("catatonit", "tini-static")
+_IPC_DIRECTORIES = ("/dev/shm", "/dev/mqueue")  # noqa: S108  # of the container or of its node, never files of ours
 _PROPAGATION = {"private": "rprivate", "rprivate": "rprivate", "rslave": "rslave", "rshared": "rshared"}
 
 
@@ -27,13 +31,14 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User)
         "ociVersion": "1.0.2",
         "process": _process(task, image, user),
         "root": {"path": str(bundle.rootfs), "readonly": task.security.readonly_rootfs},
-        "hostname": hostname(task, bundle),
+        **({} if "uts" in task.security.host_namespaces else {"hostname": hostname(task, bundle)}),
         "mounts": _mounts(task, bundle),
         "linux": {
             "cgroupsPath": bundle.cgroup,
             "namespaces": _namespaces(task),
             "resources": oci_resources.resources(task),
             "devices": oci_resources.devices(task),
+            "sysctl": dict(task.sysctls),
             **oci_security.kernel_guards(task.security, oci_security.architectures(image.arch, bundle.rootfs)),
             **_root_propagation(task.mounts),
         },
@@ -60,7 +65,7 @@ def command_line(task: TaskSpec, image: ImageConfig) -> list[str]:
 def hostname(task: TaskSpec, bundle: Bundle) -> str:
     if task.network.hostname:
         return task.network.hostname
-    return os.uname().nodename if task.network.mode == "host" else bundle.id[-12:]
+    return os.uname().nodename if task.network.mode == "host" or "uts" in task.security.host_namespaces else bundle.id[-12:]
 
 
 def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
@@ -79,19 +84,21 @@ def _process(task: TaskSpec, image: ImageConfig, user: User) -> Doc:
     process: Doc = {
         "terminal": False,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
-        "args": command_line(task, image),
+        "args": [*((_INIT, "--") if task.init else ()), *command_line(task, image)],
         "env": environment(task, image, user.home),
         "cwd": work_dir,
         "capabilities": oci_security.capabilities(task.security),
-        "noNewPrivileges": False,
+        "noNewPrivileges": task.security.no_new_privileges,
     }
+    if task.ulimits:
+        process["rlimits"] = [oci_resources.rlimit(ulimit) for ulimit in task.ulimits]
     if task.resources.oom_score_adj:
         process["oomScoreAdj"] = oci_resources.oom_score_adj(task.resources.oom_score_adj)
     return process
 
 
 def _namespaces(task: TaskSpec) -> list[Doc]:
-    kinds: list[Doc] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    kinds: list[Doc] = [{"type": kind} for kind in _NAMESPACES if kind not in task.security.host_namespaces]
     match task.network.mode:
         case "host":
             return kinds
@@ -116,11 +123,12 @@ def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
             "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", f"size={_SHM_BYTES}"]},  # noqa: S108  # the container's own
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
+        *_ipc_mounts(task, quiet),
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, writable]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "relatime", writable]},
     ]
+    if task.init:
+        mounts.append({"destination": _INIT, "type": "bind", "source": _init_program(), "options": ["bind", "ro"]})
     taken = {os.path.normpath(mount.target) for mount in task.mounts}
     mounts += [
         {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.etc / name), "options": ["rbind", "rprivate"]}
@@ -130,13 +138,37 @@ def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
     return mounts + [_mount(mount) for mount in sorted(task.mounts, key=lambda mount: Path(mount.target).parts)]
 
 
+def _ipc_mounts(task: TaskSpec, quiet: list[str]) -> list[Doc]:
+    """Shared memory and message queues go with the ipc namespace."""
+    if "ipc" in task.security.host_namespaces:
+        return [
+            {"destination": path, "type": "bind", "source": path, "options": ["rbind", *quiet]}
+            for path in _IPC_DIRECTORIES
+            if os.path.ismount(path)
+        ]
+    shm, mqueue = _IPC_DIRECTORIES
+    return [
+        {"destination": shm, "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", f"size={task.shm_bytes}"]},
+        {"destination": mqueue, "type": "mqueue", "source": "mqueue", "options": quiet},
+    ]
+
+
+def _init_program() -> str:
+    """One that needs no library, for it must run in any image."""
+    found = next((path for name in _INITS if (path := shutil.which(name))), None)
+    if found is None:
+        raise InvalidSpec("this node has no init for containers", hint='install catatonit, or take "init" out of the task\'s config')
+    return found
+
+
 def _mount(mount: Mount) -> Doc:
     if not mount.target.startswith("/") or ".." in Path(mount.target).parts or "\0" in mount.target + mount.source:
         raise InvalidSpec(f"mount target {mount.target!r} is not an absolute path without '..'")
     access = "ro" if mount.read_only else "rw"
     if mount.kind == "tmpfs":
         size = [f"size={mount.size_bytes}"] if mount.size_bytes else []
-        return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", access, *size]}
+        mode = [f"mode={mount.mode:o}"] if mount.mode is not None else []
+        return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", access, *size, *mode]}
     if mount.kind != "bind":
         raise InvalidSpec(f"mount kind {mount.kind!r} is neither bind nor tmpfs")
     if not Path(mount.source).exists():

@@ -151,7 +151,7 @@ async def _unmount_rootfs(_root: Path, bundle: Bundle) -> None:
 
 async def _write_config(making: Making) -> None:
     bundle, task = making.bundle, making.task
-    user = await asyncio.to_thread(resolve, bundle.rootfs, task.user or making.image.config.user)
+    user = await asyncio.to_thread(resolve, bundle.rootfs, task.user or making.image.config.user, task.groups)
     config = runtime_spec(task, making.image.config, bundle, user)
     oci_etc.write(bundle.etc, task.network, hostname(task, bundle))
     bundle.config.write_text(json.dumps(config))

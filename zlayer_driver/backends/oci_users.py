@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zlayer_driver.errors import InvalidSpec
@@ -22,8 +22,17 @@ class User:
     home: str = "/"
 
 
-def resolve(rootfs: Path, text: str) -> User:
-    """Of ``name``, ``uid``, ``name:group`` and the like; empty is root. `InvalidSpec` for a name that the image does not know."""
+def resolve(rootfs: Path, text: str, added: Sequence[str] = ()) -> User:
+    """Of ``name``, ``uid``, ``name:group`` and the like; empty is root. ``added`` are further groups.
+
+    `InvalidSpec` for a name that the image does not know.
+    """
+    user = _resolve(rootfs, text)
+    further = (_group(rootfs, group) for group in added)
+    return replace(user, groups=tuple(dict.fromkeys([*user.groups, *further]))) if added else user
+
+
+def _resolve(rootfs: Path, text: str) -> User:
     who, _, group = text.partition(":")
     if who.startswith(_DYNAMIC) and (number := _number(who.removeprefix(_DYNAMIC))) is not None:
         return User(number, number)

@@ -110,7 +110,8 @@ def _resources(resources: task.Resources) -> Resources:
         cpu_quota_us=linux.cpu_quota,
         cpu_period_us=linux.cpu_period or 100_000,
         cpuset_cpus=linux.cpuset_cpus,
-        memory_bytes=linux.memory_limit_bytes or limit_mib * MIB,
+        cpu_fraction=linux.PercentTicks,
+        memory_bytes=0 if memory.memory_max_mb < 0 else linux.memory_limit_bytes or limit_mib * MIB,  # a maximum of -1 is none
         memory_reservation_bytes=memory.memory_mb * MIB if memory.memory_max_mb else 0,
         oom_score_adj=linux.oom_score_adj,
     )
@@ -205,6 +206,7 @@ def _nomad_resources(resources: Resources) -> task.Resources:
             cpu_quota=resources.cpu_quota_us,
             cpu_period=resources.cpu_period_us,
             cpuset_cpus=resources.cpuset_cpus,
+            PercentTicks=resources.cpu_fraction,
             memory_limit_bytes=resources.memory_bytes,
             oom_score_adj=resources.oom_score_adj,
         ),

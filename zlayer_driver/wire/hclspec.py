@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from zlayer_driver.config import Block, Duration, StringMap
+from zlayer_driver.config import Block, Duration, Size
 from zlayer_driver.errors import InternalError
 from zlayer_driver.wire._gen import hclspec_pb2 as hcl
 
-_SCALARS: dict[Any, str] = {Duration: "string", StringMap: "list(map(string))", str: "string", int: "number", float: "number", bool: "bool"}
+_SCALARS: dict[Any, str] = {
+    Duration: "string",
+    Size: "string",
+    dict[str, str]: "list(map(string))",
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "bool",
+}
 
 
 def of(model: type[Block]) -> hcl.Spec:
@@ -48,6 +56,6 @@ def _type(name: str, annotation: Any) -> str:
         return _type(name, get_args(annotation)[0])
     if get_origin(annotation) is list:
         return f"list({_type(name, get_args(annotation)[0])})"
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+    if get_origin(annotation) is Literal or (isinstance(annotation, type) and issubclass(annotation, Enum)):
         return "string"
     raise InternalError(f"config key {name!r} has type {annotation!r}, for which there is no HCL type")
