@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.host import oci_lab
 from tests.host.oci_lab import OneImage, remains, shell
 from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines
-from zlayer_driver.backends.oci_steps import Making, Step
-from zlayer_driver.backends.vm import VmBackend
+from zlayer_driver.backends import absence
+from zlayer_driver.backends.oci_steps import STEPS, Making, Step
+from zlayer_driver.backends.vm import VmBackend, missing
 from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime
+from zlayer_driver.composite import Composite
+from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound
-from zlayer_driver.model import Device, Exit, Handle, Mount, Network, Resources, Security
+from zlayer_driver.model import OS, Device, Exit, Handle, ImageFacts, Mount, Network, Resources, Security, Target
+from zlayer_driver.node import Node
 from zlayer_driver.readings import ExecOptions
 
 pytestmark = [pytest.mark.needs(*MACHINES), pytest.mark.timeout(180)]
@@ -182,3 +187,70 @@ async def test_supervisor_outlives_the_driver(root: Path, images: OneImage, foun
     await vms.recover(task)
     assert await ended(vms, task) == Exit(9)
     await vms.destroy(task)
+
+
+async def test_machine_with_pci_serves_as_well(root: Path, images: OneImage, tmp_path: Path) -> None:
+    vms = backend(root, images, machines(tmp_path, "q35"))
+    spec = shell("one", "cat /data/word", stdout_path=str(root / "out"), mounts=(Mount(target="/data", source=str(tmp_path)),))
+    (tmp_path / "word").write_text("told\n")
+    task = handle("one", await vms.start(spec))
+    assert await ended(vms, task) == Exit(0)
+    assert (root / "out").read_text() == "told\n"
+    await vms.destroy(task)
+
+
+async def test_twenty_lives_leave_nothing(root: Path, images: OneImage, found: Machines, no_fd_leak: None) -> None:
+    vms = backend(root, images, found)
+    for number in range(20):
+        task = handle("one", await vms.start(shell("one", f"exit {number}")))
+        assert await ended(vms, task) == Exit(number)
+        await vms.destroy(task)
+        assert not remains(root)
+
+
+async def test_a_host_that_cannot_run_vms_says_what_to_install(
+    root: Path, images: OneImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PluginConfig(state_dir=str(root), vm_kernel=str(tmp_path))
+    assert "no kernel for guests below" in missing(config)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "install qemu-system-x86" in missing(config)
+    assert Target.DELEGATE not in Node(config).backends
+    assert "install qemu-system-x86" in absence(Target.DELEGATE, config)
+
+
+async def test_kvm_is_believed_only_after_a_boot(root: Path, images: OneImage, tmp_path: Path) -> None:
+    """Whatever is found, a guest runs with it, and what was found is found again at once."""
+    vms = backend(root, images, Machines(tmp_path / "boot"))
+    told = (await vms.probe()).attributes["accelerator"]
+    task = handle("one", await vms.start(shell("one", "exit 4")))
+    assert await ended(vms, task) == Exit(4)
+    await vms.destroy(task)
+    assert (await backend(root, images, Machines(tmp_path / "boot")).probe()).attributes["accelerator"] == told
+
+
+async def test_chain_of_targets_ends_in_the_vm(root: Path, images: OneImage, found: Machines) -> None:
+    """The primary cannot create it, and the config names the delegate: the VM runs it, and owns it from then on."""
+
+    async def refuse(making: Making) -> None:
+        raise CreateFailed(making.bundle.id, "the primary is made to fail")
+
+    failing = tuple(Step(step.name, refuse if step.name == "container" else step.do, step.undo) for step in STEPS)
+    primary = oci_lab.backend(root / "primary", images, steps=failing)
+    heard: list[tuple[Target, Target, str]] = []
+    node = Composite(
+        {Target.PRIMARY: primary, Target.DELEGATE: backend(root, images, found)},
+        native_os=OS.LINUX,
+        facts=lambda _image: ImageFacts(os=OS.LINUX),
+        fallback=[Target.DELEGATE],
+        on_fallback=lambda _spec, first, then, error: heard.append((first, then, error.message)),
+    )
+    task = await node.create(shell("one", RUNS))
+    assert (task.target, task.backend, node.owner("one")) == (Target.DELEGATE, "vm", Target.DELEGATE)
+    assert [(first, then) for first, then, _ in heard] == [(Target.PRIMARY, Target.DELEGATE)]
+    assert "made to fail" in heard[0][2]
+    told = await node.exec("one", ["cat", "/proc/sys/kernel/osrelease"], timeout_s=DEADLINE_S)
+    assert told.stdout.decode().strip() == (await found.find()).files.release
+    await node.stop("one", timeout_s=0)
+    await node.destroy("one")
+    assert not remains(root / "primary")

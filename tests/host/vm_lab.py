@@ -16,9 +16,9 @@ from zlayer_driver.model import Handle, Target
 MACHINES = ("linux", "root", "conmon", "busybox", "qemu-system-x86_64", "mkfs.erofs")
 
 
-def machines(root: Path) -> Machines:
+def machines(root: Path, kind: str = "") -> Machines:
     """Emulated, so that no test depends on whether the node's KVM works. What they boot from is made once for all tests of a run."""
-    return Machines(root / "boot", accelerator="tcg")
+    return Machines(root / "boot", accelerator="tcg", kind=kind)
 
 
 def backend(root: Path, images: OneImage, found: Machines, *, steps: tuple[Step, ...] = VM_STEPS) -> VmBackend:

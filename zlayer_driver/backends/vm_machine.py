@@ -113,7 +113,7 @@ class Machines:
     directory: Path
     kernel: str = ""
     accelerator: str = ""
-    kind: str = "microvm"
+    kind: str = ""
     _found: Machine | None = field(default=None, init=False)
     _finding: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -129,11 +129,12 @@ class Machines:
         answer = await capture([_QEMU, "--version"], timeout_s=10)
         words = answer.stdout.decode("utf-8", "replace").split()
         khz = await capture([str(AGENT), "--tsc-khz"], timeout_s=10)
+        kind = self.kind or await _best_kind()
         share = next((str(path) for path in _VIRTIOFSD if path.exists()), shutil.which("virtiofsd") or "")
         known: dict[str, Any] = {"version": words[3] if len(words) > 3 else "", "tsc_khz": int(khz.stdout), "share": share}
-        machine = Machine(qemu=shutil.which(_QEMU) or _QEMU, kind=self.kind, accelerator="kvm", files=files, **known)
+        machine = Machine(qemu=shutil.which(_QEMU) or _QEMU, kind=kind, accelerator="kvm", files=files, **known)
         if self.accelerator != "kvm" and (self.accelerator or not await self._boots(machine)):
-            machine = Machine(qemu=machine.qemu, kind=self.kind, accelerator="tcg", files=files, **known)
+            machine = Machine(qemu=machine.qemu, kind=kind, accelerator="tcg", files=files, **known)
         return machine
 
     async def _boots(self, machine: Machine) -> bool:
@@ -144,6 +145,13 @@ class Machines:
         if not known.exists():
             known.write_text(str(int(await asyncio.to_thread(_reaches_agent, machine))))
         return known.read_text() == "1"
+
+
+async def _best_kind() -> str:
+    """The leanest machine that this QEMU was built with."""
+    answer = await capture([_QEMU, "-machine", "help"], timeout_s=10)
+    names = {line.split(b" ", 1)[0].decode() for line in answer.stdout.splitlines()}
+    return next((kind for kind in _MACHINES if kind in names), "q35")
 
 
 def _reaches_agent(machine: Machine) -> bool:
