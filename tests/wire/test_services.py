@@ -117,6 +117,16 @@ async def test_a_lost_exit_code_is_an_error_text(wire: Wire) -> None:
     assert (await wait(wire)).err == "the exit code is lost"
 
 
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGNONSENSE", 143), ("", 143)])
+async def test_a_signal_that_is_none_stops_the_task_all_the_same(
+    wire: Wire, caplog: pytest.LogCaptureFixture, signal: str, code: int
+) -> None:
+    await start(wire, "hold")
+    await wire.driver("stop_task", driver_pb2.StopTaskRequest(task_id=ID, signal=signal))
+    assert (await wait(wire)).result.exit_code == code
+    assert ("'SIGNONSENSE' is no signal" in caplog.text) == (signal == "SIGNONSENSE")
+
+
 async def test_a_gone_task_is_stopped_and_destroyed(wire: Wire) -> None:
     await wire.driver("stop_task", driver_pb2.StopTaskRequest(task_id="gone"))
     await wire.driver("destroy_task", driver_pb2.DestroyTaskRequest(task_id="gone"))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 
 from zlayer_driver.config import TaskConfig
 from zlayer_driver.errors import InvalidSpec, NotFound
+from zlayer_driver.host import signals
 from zlayer_driver.wire import codec, hclspec, replies, socket, stats, streams
 from zlayer_driver.wire._gen import driver_pb2 as pb
 from zlayer_driver.wire._gen import task_pb2 as task
 from zlayer_driver.wire.verbs import DriverVerbs
 
+_log = logging.getLogger(__name__)
 _SHORTEST_INTERVAL_S = 0.1
 _Isolation = task.NetworkIsolationSpec.NetworkIsolationMode
 
@@ -67,9 +70,9 @@ class DriverService:
         return pb.WaitTaskResponse(result=replies.exit_message(ended), err=ended.error)
 
     async def stop_task(self, request: pb.StopTaskRequest) -> pb.StopTaskResponse:
-        """A task that is not there is stopped: an error would make the client retry for minutes."""
+        """A task that is not there is stopped, and a signal that is none is SIGTERM: an error would make the client retry for minutes."""
         with contextlib.suppress(NotFound):
-            await self._driver.stop_task(request.task_id, timeout_s=codec.seconds(request.timeout), signal=request.signal)
+            await self._driver.stop_task(request.task_id, timeout_s=codec.seconds(request.timeout), signal=_known(request.signal))
         return pb.StopTaskResponse()
 
     async def destroy_task(self, request: pb.DestroyTaskRequest) -> pb.DestroyTaskResponse:
@@ -116,3 +119,14 @@ class DriverService:
     async def shutdown(self, _: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Only a notice: the host asks the process to exit right after, and that ends the driver."""
         return pb.ShutdownResponse()
+
+
+def _known(signal: str) -> str:
+    """An empty name leaves the choice to the image."""
+    try:
+        if signal:
+            signals.number(signal)
+    except InvalidSpec as error:
+        _log.warning("kill_signal %s; the task gets SIGTERM", error)
+        return "SIGTERM"
+    return signal
