@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.oci_lab import OneImage
+from zlayer_driver.backends.oci import OciBackend
 from zlayer_driver.backends.oci_runtime import OciRuntime, command_fault
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
@@ -30,6 +32,19 @@ async def test_the_configured_one_is_taken() -> None:
 @pytest.mark.needs("root", "runc")
 async def test_the_first_that_works_is_taken() -> None:
     assert (await OciRuntime().select()).name in ("crun", "runc")
+
+
+@pytest.mark.needs("root", "runc", "conmon")
+async def test_jobs_can_ask_for_each_runtime_by_its_version(tmp_path: Path) -> None:
+    """Of one that does not work here nothing is said."""
+    gvisor = tmp_path / "runsc"
+    gvisor.write_text("#!/bin/sh\necho runsc version release-1\n")
+    gvisor.chmod(0o755)
+    runtime = OciRuntime("runc", [str(gvisor), "crun-of-nobody"])
+    attributes = (await OciBackend(root=tmp_path, store=OneImage(tmp_path), runtime=runtime).probe()).attributes
+    assert attributes["runtime.runc.version"] == attributes["runtime.version"]
+    assert attributes["runtime.runsc.version"] == "release-1"
+    assert "runtime.crun-of-nobody.version" not in attributes
 
 
 async def test_one_that_is_not_there_is_named() -> None:

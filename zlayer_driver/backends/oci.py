@@ -47,7 +47,11 @@ _log = logging.getLogger(__name__)
 
 def make(context: Context) -> OciBackend:
     """The backend of the operator's config."""
-    return OciBackend(root=context.state_dir / "oci", store=context.store, runtime=OciRuntime(context.config.oci_runtime))
+    return OciBackend(
+        root=context.state_dir / "oci",
+        store=context.store,
+        runtime=OciRuntime(context.config.oci_runtime, context.config.allow_oci_runtimes),
+    )
 
 
 class Images(Protocol):
@@ -103,6 +107,7 @@ class OciBackend:
             {
                 "runtime": runtime.name,
                 "runtime.version": runtime.version,
+                **{f"runtime.{usable.name}.version": usable.version for usable in await self._runtime.usable()},
                 "conmon.version": version[0] if version else "",
                 "cgroups": str(cgroups.trees().mode),
             },

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +76,14 @@ def command_fault(told: str) -> int:
 
 
 class OciRuntime:
-    """Chooses: the runtime that the operator configured, else the first of `PREFERRED` that works. A choice is kept, a failure is not."""
+    """Chooses: the runtime that the operator configured, else the first of `PREFERRED` that works. A choice is kept, a failure is not.
 
-    def __init__(self, wanted: str = "") -> None:
+    ``further`` are those that a task may ask for besides.
+    """
+
+    def __init__(self, wanted: str = "", further: Collection[str] = ()) -> None:
         self._wanted = wanted
+        self._further = further
         self._chosen: dict[str, Runtime] = {}
 
     async def select(self, wanted: str = "") -> Runtime:
@@ -86,6 +92,14 @@ class OciRuntime:
         if asked not in self._chosen:
             self._chosen[asked] = await (_named(asked) if asked else _first())
         return self._chosen[asked]
+
+    async def usable(self) -> list[Runtime]:
+        """Those that work here, by name: of `PREFERRED`, and of what the operator names."""
+        found = []
+        for name in dict.fromkeys([*PREFERRED, *self._further, *filter(None, [self._wanted])]):
+            with suppress(ConfigError, Unsupported):
+                found.append(await self.select(name))
+        return sorted(found, key=lambda runtime: runtime.name)
 
 
 async def _named(name: str) -> Runtime:
