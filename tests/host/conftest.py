@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.nomad_agent import server
 from tests.host.oci_lab import OneImage, clear
 
 
@@ -16,6 +17,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> OneImage:
     images = OneImage(tmp_path_factory.mktemp("layers"))
     images.fill()
     return images
+
+
+@pytest.fixture(scope="session")
+def nomad_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a real Nomad server."""
+    with server(tmp_path_factory.mktemp("nomad")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import socket
-import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from ipaddress import ip_address
 
 import pytest
 
+from tests.host.nomad_agent import empty
 from zlayer_driver.errors import NetworkError, NomadError
 from zlayer_driver.nomad.client import Access, Nomad
 from zlayer_driver.nomad.roster import PATH, Roster
@@ -23,58 +21,11 @@ pytestmark = pytest.mark.needs("linux", "nomad")
 NETWORK = Subnets.of("10.88.0.0/16", "fd88::/48")
 
 
-def _ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of one, on loopback."""
-    root = tmp_path_factory.mktemp("nomad")
-    http, rpc, serf = _ports(3)
-    config = {
-        "data_dir": str(root / "data"),
-        "bind_addr": "127.0.0.1",
-        "advertise": dict.fromkeys(("http", "rpc", "serf"), "127.0.0.1"),
-        "ports": {"http": http, "rpc": rpc, "serf": serf},
-        "server": {"enabled": True, "bootstrap_expect": 1},
-        "disable_update_check": True,
-        "log_level": "INFO",
-    }
-    (root / "agent.json").write_text(json.dumps(config))
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("NOMAD_", "AWS_"))}
-    argv = ["nomad", "agent", f"-config={root}/agent.json"]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True) as agent:
-        assert agent.stdout
-        for line in agent.stdout:
-            if "initialized keyring" in line:
-                break
-        else:
-            pytest.fail("the agent ended")
-        yield f"http://127.0.0.1:{http}"
-        agent.terminate()
-        agent.stdout.read()
-
-
 @pytest.fixture
-async def nomad(address: str) -> AsyncIterator[Nomad]:
-    async with Nomad(Access(address=address)) as nomad:
-        await _empty(address)
+async def nomad(nomad_address: str) -> AsyncIterator[Nomad]:
+    async with Nomad(Access(address=nomad_address)) as nomad:
+        await empty(nomad_address, PATH)
         yield nomad
-
-
-async def _empty(address: str) -> None:
-    host, _, port = address.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"DELETE /v1/var/{PATH} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    assert b" 20" in await reader.readline()
-    await reader.read()
-    writer.close()
 
 
 async def claim(roster: Roster, number: int, **how: Subnets) -> Peer:

@@ -124,7 +124,11 @@ class Roster:
                 raise
             return 0, {}, 0
         items = reply.value["Items"]
-        return int(reply.value["ModifyIndex"]), {node_id: Member.loads(node_id, text) for node_id, text in items.items()}, reply.index
+        return (
+            int(reply.value["ModifyIndex"]),
+            {node_id: Member.loads(node_id, text) for node_id, text in sorted(items.items())},
+            reply.index,
+        )
 
     async def _change(self, change: Callable[[dict[str, Member]], Result]) -> Result:
         """What ``change`` gives, once its result was written over exactly what it was given."""

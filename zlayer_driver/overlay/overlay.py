@@ -29,6 +29,7 @@ from zlayer_driver.overlay.tunnel import WireGuard
 P = ParamSpec("P")
 T = TypeVar("T")
 
+KEY_FILE = "wireguard.key"
 STATE = "overlay"  # the overlay's directory below the driver's
 _log = logging.getLogger(__name__)
 _REAP_AFTER_S = 0.5  # deletions gather for this long: they cost the kernel the same time together as one alone
@@ -43,7 +44,7 @@ class Core:
             self._plan_path = state_dir / PLAN_FILE
             self.leases = stack.enter_context(closing(Leases(state_dir / leases.FILE, plan.subnets.numbers())))
             self.socket = stack.enter_context(Socket())
-            self.tunnel = WireGuard(plan, state_dir / "wireguard.key") if plan.transport is Transport.WIREGUARD else None
+            self.tunnel = WireGuard(plan, state_dir / KEY_FILE) if plan.transport is Transport.WIREGUARD else None
             self.fabric = Fabric(plan, self.socket, self.tunnel)
             self.fabric.build()
             self.public_key = self.tunnel.public_key if self.tunnel else ""

@@ -106,13 +106,13 @@ class Plan:
     peers: tuple[Peer, ...] = ()
 
     @classmethod
-    def of(cls, block: OverlayBlock) -> Self:
-        """The plan that the operator's block describes."""
+    def of(cls, block: OverlayBlock, share: Subnets | None = None) -> Self:
+        """The plan that the operator's block describes, with the share that somebody else chose, if somebody did."""
         port = PORTS[block.transport]
         return cls(
             name=block.name or os.uname().nodename,
             network=Subnets.of(block.network, block.network6),
-            subnets=Subnets.of(block.subnet, block.subnet6),
+            subnets=share or Subnets.of(block.subnet or "", block.subnet6),
             endpoint=ip_address(block.endpoint),
             transport=block.transport,
             port=block.port or port,
@@ -125,6 +125,10 @@ class Plan:
                 for peer in block.peer
             ),
         )
+
+    def as_peer(self, public_key: str) -> Peer:
+        """The node, as the others see it."""
+        return Peer(self.name, self.endpoint, self.port, self.subnets, public_key)
 
     def dumps(self) -> str:
         """The plan as the JSON of an `OverlayBlock`."""

@@ -1,0 +1,62 @@
+"""A real Nomad server of one, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def server(root: Path) -> Iterator[str]:
+    """The address of its API, once variables can be written."""
+    http, rpc, serf = _ports(3)
+    config = {
+        "data_dir": str(root / "data"),
+        "bind_addr": "127.0.0.1",
+        "advertise": dict.fromkeys(("http", "rpc", "serf"), "127.0.0.1"),
+        "ports": {"http": http, "rpc": rpc, "serf": serf},
+        "server": {"enabled": True, "bootstrap_expect": 1},
+        "disable_update_check": True,
+        "log_level": "INFO",
+    }
+    (root / "agent.json").write_text(json.dumps(config))
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("NOMAD_", "AWS_"))}
+    argv = ["nomad", "agent", f"-config={root}/agent.json"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True) as agent:
+        assert agent.stdout
+        said = []
+        for line in agent.stdout:
+            said.append(line)
+            if "initialized keyring" in line:
+                break
+        else:
+            raise AssertionError(f"the agent ended: {''.join(said)}")
+        yield f"http://127.0.0.1:{http}"
+        agent.terminate()
+        agent.stdout.read()
+
+
+async def empty(address: str, variable: str) -> None:
+    """Deletes a variable."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"DELETE /v1/var/{variable} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert b" 20" in await reader.readline()
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
