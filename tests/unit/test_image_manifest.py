@@ -125,6 +125,18 @@ def test_choice_from_an_index() -> None:
         choose(Index(()), "linux", "amd64")
 
 
+def test_a_variant_that_the_cpu_has_and_no_lesser_one() -> None:
+    five, six, seven, plain = (entry("linux", "arm", variant) for variant in ("v5", "v6", "v7", ""))
+    index = Index((five, seven, six))
+    assert choose(index, "linux", "arm", highest=7) is seven
+    assert choose(index, "linux", "arm", highest=6) is six
+    assert choose(Index((plain, six)), "linux", "arm") is plain
+    eight, newer = entry("linux", "arm64", "v8"), entry("linux", "arm64", "v9")
+    assert choose(Index((newer, eight)), "linux", "arm64") is eight
+    with pytest.raises(Malformed, match="only for linux/amd64/v3"):
+        choose(Index((entry("linux", "amd64", "v3"),)), "linux", "amd64")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (

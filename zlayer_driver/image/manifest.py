@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -37,7 +38,15 @@ COMPRESSION = {
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
 
-_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386", "loongarch64": "loong64"}
+_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv8l": "arm", "armv7l": "arm", "armv6l": "arm", "i686": "386", "loongarch64": "loong64"}
+
+_VARIANT = re.compile(r"v(\d{1,3})", re.ASCII)
+_LOWEST = {"amd64": 1, "arm64": 8, "arm": 6}  # variants that every 64-bit CPU, and every arm one that Linux distributions serve, has
+
+
+def host_variant() -> int:
+    """What this machine's CPU has for certain, as `choose` takes it."""
+    return 7 if platform.machine() in {"armv7l", "armv8l"} else _LOWEST.get(host_arch(), 0)
 
 
 def host_arch() -> str:
@@ -100,19 +109,29 @@ def _descriptor(doc: Mapping[str, Any]) -> Descriptor:
     )
 
 
-def choose(index: Index, os: str, arch: str) -> Descriptor:
-    """The index entry for a platform. Where no entry has the OS, the first real one: its config then tells what the image is for."""
+def choose(index: Index, os: str, arch: str, *, highest: int | None = None) -> Descriptor:
+    """The index entry for a platform. Where no entry has the OS, the first real one: its config then tells what the image is for.
+
+    ``highest`` is the variant that the CPU has at least (7 of ``arm/v7``), by default the lowest of its architecture.
+    """
+    highest = _LOWEST.get(arch, 0) if highest is None else highest
     images = [entry for entry in index.entries if entry.os not in {"", "unknown"}] or list(index.entries)
     if not images:
         raise Malformed("index has no image")
     fitting = [entry for entry in images if entry.os in {os, ""}]
     if not fitting:
         return images[0]
-    exact = [entry for entry in fitting if entry.arch in {arch, ""}]
+    exact = [entry for entry in fitting if entry.arch in {arch, ""} and _level(entry, arch) <= highest]
     if not exact:
-        offered = ", ".join(sorted({f"{entry.os}/{entry.arch}" for entry in fitting}))
+        offered = ", ".join(sorted({"/".join(filter(None, (entry.os, entry.arch, entry.variant))) for entry in fitting}))
         raise Malformed(f"no image for {os}/{arch} in its index, only for {offered[:300]}")
-    return exact[0]
+    return max(exact, key=lambda entry: _level(entry, arch))  # the first of equals
+
+
+def _level(entry: Descriptor, arch: str) -> int:
+    """An entry's variant as a number: the higher, the more it asks of a CPU. Without one it asks for what its architecture starts with."""
+    found = _VARIANT.match(entry.variant)
+    return int(found[1]) if found else _LOWEST.get(arch, 0)
 
 
 def parse_config(raw: bytes) -> ImageConfig:

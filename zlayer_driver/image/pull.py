@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from zlayer_driver.errors import WrongPlatform
 from zlayer_driver.image.cache import ImageCache
 from zlayer_driver.image.layers import LayerStore
-from zlayer_driver.image.manifest import COMPRESSION, choose, parse_config, parse_manifest
+from zlayer_driver.image.manifest import COMPRESSION, choose, host_arch, host_variant, parse_config, parse_manifest
 from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
 from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest, Source
@@ -64,7 +64,8 @@ async def resolve(source: Source, wanted: Wanted, limits: Limits) -> Resolved:
 
 
 async def _chosen(source: Source, index: Index, wanted: Wanted, limits: Limits) -> tuple[bytes, str]:
-    entry = choose(index, wanted.os, wanted.arch)
+    highest = host_variant() if wanted.arch == host_arch() else None
+    entry = choose(index, wanted.os, wanted.arch, highest=highest)
     return await _checked(source, entry, limits.manifest_bytes), entry.media_type
 
 
