@@ -117,6 +117,30 @@ async def test_a_cancelled_import_leaves_nothing(layout: Path, tmp_path: Path) -
     await store.close()
 
 
+async def test_a_power_cut_costs_only_what_may_not_be_on_the_disk(layout: Path, tmp_path: Path) -> None:
+    """The next boot is known by its id: marks of another one are what a power cut leaves."""
+    root = tmp_path / "images"
+
+    def boot() -> ImageStore:
+        for mark in (root / "u").iterdir():
+            mark.rename(mark.with_suffix(".earlier"))
+        return ImageStore(root)
+
+    store = ImageStore(root)
+    await store.import_archive(f"oci:{layout}")
+    await store.close()
+    store = boot()
+    assert store.list() == []
+    assert [list((root / name).iterdir()) for name in "ltu"] == [[], [], []]
+    await store.import_archive(f"oci:{layout}")
+    await store.settle()
+    await store.close()
+    store = boot()
+    assert len(store.list()) == 1
+    whole(root)
+    await store.close()
+
+
 async def run(*argv: str | Path) -> None:
     await (await asyncio.create_subprocess_exec(*argv)).wait()
 

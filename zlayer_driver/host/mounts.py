@@ -45,6 +45,17 @@ def _umount2(target: Path, flags: int) -> int:
     return ctypes.get_errno() if _libc.umount2(os.fsencode(target), flags) != 0 else 0
 
 
+def sync(directory: Path) -> None:
+    """Returns when all that was written to the directory's file system is on its disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(directory))
+    finally:
+        os.close(fd)
+
+
 def overlay(target: Path, *, lower: Sequence[Path], upper: Path, work: Path) -> None:
     """Mounts an overlayfs at ``target``; ``lower`` bottom first, at least one.
 

@@ -5,6 +5,10 @@
     ROOT/lock       shared by whoever adds or mounts layers, exclusive for whoever collects them
     ROOT/l/ID       a complete layer directory; it comes into being by a rename, and never changes
     ROOT/t/NAME     a layer in the making; its maker holds a lock on the directory, so one without a lock is a dead maker's
+    ROOT/u/ID.BOOT  a mark of a layer whose files may not be on the disk yet, with the boot of the machine that it was made in
+
+A mark is made before its layer's rename, and file systems keep that order. After a power cut, layers with a mark of an earlier boot are
+removed; so no pull has to wait for the disk.
 
 A layer's ID is made from its diff_id, and tells one that lists its root directory from one that does not. If it has other *implied*
 directories (see `unpack`), their mode and owner depend on the layers below, and the ID is made from those too.
@@ -20,14 +24,16 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from zlayer_driver.host import mounts
 from zlayer_driver.image.merged import OPAQUE, Parts, is_directory, is_opaque, link_at, shown_at
 from zlayer_driver.image.unpack import Unpacked
 from zlayer_driver.readings import Pruned
 
 _MOUNTS = Path("/proc/self/mountinfo")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ID_CHARS = 26  # base32 characters: 130 bits, and short enough for hundreds of layers in one mount's options
 
 
@@ -41,12 +47,30 @@ class LayerStore:
         self._root = root
         self._made = root / "l"
         self._making = root / "t"
+        self._marks = root / "u"
+        self._boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "always"
 
     def open(self) -> None:
-        """Makes the directories, closed to other users: layers have setuid files that must not be run from here."""
+        """Makes the directories, closed to other users: layers have setuid files that must not be run from here. Removes doubtful layers."""
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for directory in (self._made, self._making):
+        for directory in (self._made, self._making, self._marks):
             directory.mkdir(mode=0o700, exist_ok=True)
+        if self._doubtful():
+            with ExitStack() as graves, self._locked(fcntl.LOCK_EX):
+                for mark in self._doubtful():  # fewer now, if another process was first
+                    with suppress(FileNotFoundError):
+                        (self._made / mark.stem).rename(graves.enter_context(self.making()))
+                    mark.unlink()
+
+    def _doubtful(self) -> list[Path]:
+        return [mark for mark in self._marks.iterdir() if mark.suffix != f".{self._boot}"]
+
+    def settle(self) -> None:
+        """Has all layers on the disk, and says so. Takes as long as the disk does."""
+        if marks := list(self._marks.iterdir()):
+            mounts.sync(self._root)
+            for mark in marks:
+                mark.unlink(missing_ok=True)
 
     def has(self, diff_ids: Sequence[str]) -> bool:
         """Whether the uppermost of these layers (bottom first) is probably here; `find_all` knows once those below it are."""
@@ -119,6 +143,7 @@ class LayerStore:
             target = chained
             for parts in unpacked.implied:
                 adopt(made, parts, below)
+        (self._marks / f"{target.name}.{self._boot}").touch()
         try:
             made.rename(target)
         except OSError:
@@ -156,8 +181,8 @@ class LayerStore:
 
     def mounted(self) -> set[Path]:
         """The layers that a mount shows."""
-        mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
-        return {path for path in self._made.iterdir() if path.name in mounts}
+        table = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
+        return {path for path in self._made.iterdir() if path.name in table}
 
     def _unneeded(self, needed: Collection[Path], made_before: float) -> list[Path]:
         candidates = set(self._made.iterdir()).difference(needed, self.mounted())

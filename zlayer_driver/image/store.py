@@ -30,6 +30,7 @@ from zlayer_driver.readings import Pruned
 __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 
+_SETTLE_AFTER_S = 30.0
 _LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
 _Reports = list[Report]
@@ -73,6 +74,7 @@ class ImageStore:
         )
         self._flights: dict[_Key, _Flight] = {}
         self._opened = self._swept = False
+        self._settling: asyncio.Task[None] | None = None
 
     async def pull(self, image: str, *, policy: PullPolicy, auth: Auth | None, report: Report | None = None) -> Image:
         """The image, from here or from its registry as ``policy`` says. Pulls of one image share one download."""
@@ -169,9 +171,16 @@ class ImageStore:
         self._open()
         return await asyncio.to_thread(self._layers.usage_bytes)
 
+    async def settle(self) -> None:
+        """Returns when what was pulled so far is on the disk: from then on a power cut costs none of it."""
+        self._open()
+        await in_thread(self._layers.settle)
+
     async def close(self) -> None:
-        """Ends pulls that are under way."""
+        """Ends pulls that are under way. Layers that are not settled yet stay marked as such, for whoever opens the directory next."""
         tasks = [flight.task for flight in self._flights.values()]
+        if self._settling is not None:
+            tasks.append(self._settling)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,6 +198,15 @@ class ImageStore:
         if not self._swept:
             self._swept = True
             await self.prune(min_age_s=_LEFTOVER_AGE_S)
+
+    def _settle_soon(self) -> None:
+        """Once for all pulls of a while: by then the kernel has written most by itself."""
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle_later())
+
+    async def _settle_later(self) -> None:
+        await asyncio.sleep(_SETTLE_AFTER_S)
+        await self.settle()
 
     def _images(self) -> Iterator[Image]:
         self._open()
@@ -254,6 +272,7 @@ class ImageStore:
         try:
             with _translated(key[0]):
                 await work(tell)
+            self._settle_soon()
         finally:
             del self._flights[key]
 
