@@ -235,7 +235,9 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
 
 
 cdef inline char* put_key(char* out, Slice text) noexcept nogil:
-    put(out, text)[0] = 0
+    if text.size > 0:  # an absent text is nowhere
+        put(out, text)
+    out[text.size] = 0
     return out + text.size + 1
 
 
@@ -349,6 +351,8 @@ cdef inline bint ensure(Pass* lines, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
+    if text.size == 0:
+        return True
     if not ensure(lines, text.size):
         return False
     put(lines.out + lines.size, text)
