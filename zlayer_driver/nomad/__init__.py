@@ -1,1 +1,1 @@
-"""Nomad as a place to run jobs: placement, and later its HTTP API."""
+"""Nomad as a place to run jobs: placement of batches, its HTTP API, and submission to it."""
