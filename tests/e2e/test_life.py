@@ -107,7 +107,7 @@ async def test_stop_kills_when_the_timeout_is_over(site: Site) -> None:
         ({"command": "/bin/nonsense", "args": []}, ["command '/bin/nonsense' is not in image"]),
         ({"imagine": "x"}, ["imagine", "config"]),
         ({"image": "UPPER/case:1:2"}, ["UPPER/case:1:2", "reference"]),
-        ({"runtime": "vm"}, ["vm", "no delegate"]),
+        ({"runtime": "vz"}, ["vz", "no vz"]),
         ({"work_dir": "relative"}, ["work_dir"]),
     ],
 )

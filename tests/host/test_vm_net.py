@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator
@@ -61,6 +62,9 @@ async def test_guest_takes_the_address_and_gives_it_back(root: Path, images: One
     script = "cat /sys/class/net/eth0/address; awk '$2 == \"00000000\" {print $3}' /proc/net/route"
     out = await vms.exec(task, ["sh", "-c", script], timeout_s=30)
     assert out.stdout.decode().split() == [mac, "01004D0A"]
+    with pytest.raises(NetworkError, match="taken by another VM"):
+        await vms.start(dataclasses.replace(spec, id="two"))
+    assert (await asyncio.to_thread(subprocess.run, ping, check=False, capture_output=True)).returncode == 0
     await vms.destroy(task)
     assert state(netns) == before
 

@@ -28,7 +28,6 @@ from zlayer_driver.image.values import Image
 _BOOT_TIMEOUT_S = 50.0  # below what a supervisor gives its runtime
 _HANG_TIMEOUT_S = 60.0
 _MONITOR = ("-I", "-m", "zlayer_driver.guest.monitor")
-_BACKENDS = {"host": "user", "path": f"tap,ifname={steering.TAP},script=no,downscript=no"}
 _BIND, _RECURSIVE = 4096, 16384
 
 
@@ -138,12 +137,17 @@ async def _join_network(making: Making) -> None:
     if network.mode == "path":
         link = await steering.find(network.netns_path)
         (directory / "link.json").write_text(json.dumps({"netns": network.netns_path, "link": asdict(link)}))
-        await steering.steer(network.netns_path, link, directory / "steering")
+        await steering.steer(network.netns_path, link, _tap(making.bundle), directory / "steering")
 
 
 async def _leave_network(_root: Path, bundle: Bundle) -> None:
     if found := _joined(bundle):
-        await steering.release(*found)
+        await steering.release(*found, _tap(bundle))
+
+
+def _tap(bundle: Bundle) -> str:
+    """A name of its own, so that nobody takes another's away; the most that a link's name may have."""
+    return f"zl-{bundle.id[-12:]}"
 
 
 def _joined(bundle: Bundle) -> tuple[str, Link] | None:
@@ -178,7 +182,7 @@ async def _describe_guest(making: Making) -> None:
         memory_bytes=memory_bytes(task.resources),
         cpus=cpus(task.resources),
         shares=shares,
-        network=(_BACKENDS[task.network.mode], link.mac) if link else (),
+        network=(_backend(making), link.mac) if link else (),
     )
     plan = {
         "qemu": [*(steering.entering(task.network.netns_path) if task.network.mode == "path" else ()), *qemu],
@@ -189,6 +193,11 @@ async def _describe_guest(making: Making) -> None:
     (bundle.dir / "vm.json").write_text(json.dumps(plan))
     (bundle.dir / "guest.setup").write_bytes(vm_guest.setup(task, bundle, hostname(task, bundle), link))
     (bundle.dir / "guest.start").write_bytes(vm_guest.start(vm_guest.process(bundle)))
+
+
+def _backend(making: Making) -> str:
+    """QEMU's for the guest's eth0."""
+    return "user" if making.task.network.mode == "host" else f"tap,ifname={_tap(making.bundle)},script=no,downscript=no"
 
 
 async def _remove_vm(root: Path, bundle: Bundle) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from zlayer_driver.errors import NetworkError
 from zlayer_driver.host.processes import capture
 
-TAP = "zlguest"
 _TIMEOUT_S = 10.0
 
 
@@ -39,21 +38,40 @@ class Link:
     routes: tuple[Route, ...]
 
 
-async def steer(netns: str, link: Link, scratch: Path) -> None:
-    """Steers all traffic of ``link`` to a new tap, `TAP`. ``scratch`` is for a file of commands. What it did half, `release` undoes."""
+async def find(netns: str) -> Link:
+    """The namespace's first link with an IPv4 address; `NetworkError` without one, or if its traffic goes elsewhere already."""
+    for entry in json.loads(await _run(netns, "ip", "-json", "-4", "addr", "show", "up")):
+        if entry["ifname"] == "lo" or not entry["addr_info"]:
+            continue
+        name, address = entry["ifname"], entry["addr_info"][0]
+        if await _run(netns, *_filters(name)):
+            raise NetworkError(
+                f"link {name} of network namespace {netns!r} is taken by another VM", hint="run at most one VM in an allocation's network"
+            )
+        mac = json.loads(await _run(netns, "ip", "-json", "link", "show", "dev", name))[0]["address"]
+        routes = json.loads(await _run(netns, "ip", "-json", "-4", "route", "show", "dev", name))
+        kept = tuple(_route(route) for route in routes if route.get("protocol") != "kernel")
+        return Link(name, mac, int(entry["mtu"]), address["local"], int(address["prefixlen"]), kept)
+    raise NetworkError(f"network namespace {netns!r} has no link with an IPv4 address", hint="attach the namespace before a VM joins it")
+
+
+async def steer(netns: str, link: Link, tap: str, scratch: Path) -> None:
+    """Steers all traffic of ``link`` to a new tap. ``scratch`` is for a file of commands. What it did half, `release` undoes."""
     redirect = "protocol all u32 match u8 0 0 action mirred egress redirect dev"
-    commands = [f"qdisc add dev {dev} ingress" for dev in (link.name, TAP)]
-    commands += [f"filter add dev {here} parent ffff: {redirect} {there}" for here, there in ((link.name, TAP), (TAP, link.name))]
+    commands = [f"qdisc add dev {dev} ingress" for dev in (link.name, tap)]
+    commands += [f"filter add dev {here} parent ffff: {redirect} {there}" for here, there in ((tap, link.name), (link.name, tap))]
     await asyncio.to_thread(scratch.write_text, "\n".join([*commands, ""]))
-    await _run(netns, "ip", "tuntap", "add", "dev", TAP, "mode", "tap")
-    await _run(netns, "ip", "link", "set", "dev", TAP, "mtu", str(link.mtu), "up")
+    await _run(netns, "ip", "tuntap", "add", "dev", tap, "mode", "tap")
+    await _run(netns, "ip", "link", "set", "dev", tap, "mtu", str(link.mtu), "up")
     await _run(netns, "tc", "-batch", str(scratch))
 
 
-async def release(netns: str, link: Link) -> None:
-    """Takes the tap and the steering away; what is not there, or a namespace that is gone, is fine."""
-    await capture([*_inside(netns), "ip", "link", "del", "dev", TAP], timeout_s=_TIMEOUT_S)
-    await capture([*_inside(netns), "tc", "qdisc", "del", "dev", link.name, "ingress"], timeout_s=_TIMEOUT_S)
+async def release(netns: str, link: Link, tap: str) -> None:
+    """Takes the tap, and the steering to it alone, away; what is not there, or a namespace that is gone, is fine."""
+    steered = await capture([*_inside(netns), *_filters(link.name)], timeout_s=_TIMEOUT_S)
+    if f"device {tap})".encode() in steered.stdout:
+        await capture([*_inside(netns), "tc", "qdisc", "del", "dev", link.name, "ingress"], timeout_s=_TIMEOUT_S)
+    await capture([*_inside(netns), "ip", "link", "del", "dev", tap], timeout_s=_TIMEOUT_S)
 
 
 def entering(netns: str) -> list[str]:
@@ -65,17 +83,8 @@ def _inside(netns: str) -> list[str]:
     return ["nsenter", f"--net={netns}"]
 
 
-async def find(netns: str) -> Link:
-    """The namespace's first link with an IPv4 address; `NetworkError` without one."""
-    for entry in json.loads(await _run(netns, "ip", "-json", "-4", "addr", "show", "up")):
-        if entry["ifname"] in ("lo", TAP) or not entry["addr_info"]:
-            continue
-        name, address = entry["ifname"], entry["addr_info"][0]
-        mac = json.loads(await _run(netns, "ip", "-json", "link", "show", "dev", name))[0]["address"]
-        routes = json.loads(await _run(netns, "ip", "-json", "-4", "route", "show", "dev", name))
-        kept = tuple(_route(route) for route in routes if route.get("protocol") != "kernel")
-        return Link(name, mac, int(entry["mtu"]), address["local"], int(address["prefixlen"]), kept)
-    raise NetworkError(f"network namespace {netns!r} has no link with an IPv4 address", hint="attach the namespace before a VM joins it")
+def _filters(name: str) -> tuple[str, ...]:
+    return ("tc", "filter", "show", "dev", name, "parent", "ffff:")
 
 
 def _route(route: dict[str, Any]) -> Route:
