@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles.images import archive, directory, image, member
-from zlayer_driver.image.store import Image, ImageStore
+from tests.doubles.images import archive, directory, hard_link, image, member, symlink
+from zlayer_driver.errors import PullFailed
+from zlayer_driver.image.store import Image, ImageStore, Limits
 
 pytestmark = pytest.mark.needs("root", "linux", "mount")
 
@@ -114,6 +115,39 @@ async def test_a_layer_may_occur_twice(store: ImageStore, tmp_path: Path) -> Non
     with mounted(pulled, tmp_path) as root:
         assert names(root) == {"d", "d/a", "d/b", "f", "x"}
         assert (root / "f").read_bytes() == b"f"
+
+
+async def test_a_hard_link_is_to_the_file_of_the_layers_below_it(store: ImageStore, tmp_path: Path) -> None:
+    upper = [directory("./"), hard_link("x", "f")]
+    first = await stack(store, tmp_path, LOWER, upper, name="first")
+    second = await stack(store, tmp_path, [member("f", b"another")], upper, name="second")
+    assert [(pulled.layers[1] / "x").read_bytes() for pulled in (first, second)] == [b"f", b"another"]
+
+
+@pytest.mark.parametrize(
+    "upper",
+    [
+        [hard_link("x", "none")],
+        [hard_link("x", "d")],
+        [hard_link("x", "link")],
+        [member(".wh.f"), hard_link("x", "f")],
+        [member(".wh.d"), hard_link("x", "d/a")],
+        [directory("d"), member(f"d/{OPAQUE}"), hard_link("x", "d/a")],
+        [member(OPAQUE), hard_link("x", "f")],
+        [member("d", b"file"), directory("d"), hard_link("x", "d/a")],
+    ],
+)
+async def test_what_is_hidden_or_no_file_cannot_be_linked_to(store: ImageStore, tmp_path: Path, upper: list[Member]) -> None:
+    with pytest.raises(PullFailed, match=r"is a hard link to .*, which is no file"):
+        await stack(store, tmp_path, [*LOWER, symlink("link", "/etc/passwd")], upper)
+
+
+async def test_links_do_not_multiply_what_lies_below(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images", limits=Limits(ratio_free_bytes=5000))
+    lower = [member(name, b"1" * 2000) for name in "abc"]
+    with pytest.raises(PullFailed, match="links to more than 5000 bytes of the layers below"):
+        await stack(store, tmp_path, lower, [hard_link(f"{name}2", name) for name in "abc"])
+    await store.close()
 
 
 async def test_layers_are_shared(store: ImageStore, tmp_path: Path) -> None:

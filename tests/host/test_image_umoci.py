@@ -109,11 +109,27 @@ def links_below(_: Path) -> list[bytes]:
     ]
 
 
+def hard_links_below(_: Path) -> list[bytes]:
+    """Hard links to files that only lower layers have, also through a link. A file has one name there: overlayfs would part several."""
+    labelled = {"SCHILY.xattr.user.label": "kept"}
+    return [
+        archive(
+            directory("d", mode=0o710, uid=3, mtime=4),
+            member("d/f", b"content", mode=0o4640, uid=5, gid=6, mtime=7, pax_headers=labelled),
+            member("h", b"other", mtime=9),
+            symlink("l", "d"),
+        ),
+        archive(directory("d", mode=0o711, mtime=8), hard_link("d/again", "d/f"), directory("e"), hard_link("e/through", "l/f")),
+        archive(hard_link("bare", "h"), member("d/.wh.again")),
+    ]
+
+
 ROOTS: dict[str, Callable[[Path], list[bytes]]] = {
     "busybox": busybox,
     "odd things": odd_things,
     "deletions": deletions,
     "links below": links_below,
+    "hard links below": hard_links_below,
     "etc": of_this_machine("/", "etc"),
     "programs": of_this_machine("/usr", "sbin"),
     "perl": of_this_machine("/usr/share", "perl5"),

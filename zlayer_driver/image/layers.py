@@ -11,7 +11,8 @@ A mark is made before its layer's rename, and file systems keep that order. Afte
 removed; so no pull has to wait for the disk.
 
 A layer's ID is made from its diff_id, and tells one that lists its root directory from one that does not. If it has other *implied*
-directories (see `unpack`), their mode and owner depend on the layers below, and the ID is made from those too.
+directories (see `unpack`), their mode and owner depend on the layers below, and the ID is made from those too; so it is if it has hard
+links to their files.
 """
 
 from __future__ import annotations
@@ -133,11 +134,11 @@ class LayerStore:
         """
         listed, bare, chained = self._paths(diff_ids)
         below = self.find_all(diff_ids[:-1])
-        if not unpacked.implied:
+        if not unpacked.implied and not unpacked.chained:
             target = listed
-        elif unpacked.implied == ((),) and (below is None or _has_plain_root(below)):
+        elif not unpacked.chained and unpacked.implied == ((),) and (below is None or _has_plain_root(below)):
             target = bare
-        elif below is None or any(link_at(parts, below) is not None for parts in unpacked.implied):
+        elif below is None or (not unpacked.chained and any(link_at(parts, below) is not None for parts in unpacked.implied)):
             return False
         else:
             target = chained

@@ -17,7 +17,7 @@ from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import COMPRESSION, choose, host_arch, host_variant, parse_config, parse_manifest
 from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
-from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, Malformed, Manifest, Source
+from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, LowerNeeded, Malformed, Manifest, Source
 from zlayer_driver.image.waiting import in_thread, until_done
 from zlayer_driver.model import PullProgress, Report
 
@@ -156,16 +156,20 @@ class Puller:
         async with lock:
             if self._layers.has(job.diff_ids):
                 return None
-            made = await self._unpack(job, unfinished)
+            try:
+                made = await self._unpack(job, unfinished)
+            except LowerNeeded:
+                if len(job.diff_ids) == 1:
+                    raise
+                return None
             return None if await in_thread(self._layers.keep, *made, job.diff_ids) else made
 
     async def _settle(self, job: _Job, made: _Made | None, unfinished: AsyncExitStack) -> None:
-        """Keeps a layer whose lower ones are there."""
-        directory, unpacked = made or await self._unpack(job, unfinished)
-        if not await in_thread(self._layers.keep, directory, unpacked, job.diff_ids):
+        """Keeps a layer whose lower ones are there, unpacked again where it needs to see them."""
+        if made is None or not await in_thread(self._layers.keep, *made, job.diff_ids):
             below = self._layers.find_all(job.diff_ids[:-1]) or ()
-            directory, unpacked = await self._unpack(job, unfinished, below)
-            await in_thread(self._layers.keep, directory, unpacked, job.diff_ids)
+            made = await self._unpack(job, unfinished, below)
+            await in_thread(self._layers.keep, *made, job.diff_ids)
 
     async def _unpack(self, job: _Job, unfinished: AsyncExitStack, below: Sequence[Path] = ()) -> _Made:
         """Runs the layer's worker thread; it has ended when this returns, also when cancelled."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from zlayer_driver.image.merged import OPAQUE, Parts, is_whiteout, link_at
-from zlayer_driver.image.values import Limits, Malformed
+from zlayer_driver.image.merged import OPAQUE, Parts, is_whiteout, link_at, shown_at
+from zlayer_driver.image.values import MIB, Limits, LowerNeeded, Malformed
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,6 +60,7 @@ class Tree:
         self._limits = limits
         self._open: dict[Parts, int] = {(): os.open(root, _DIRECTORY)}
         self._times: dict[Parts, int] = {}
+        self._copied_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -107,17 +108,42 @@ class Tree:
             return os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
 
     def link(self, source: Parts, parts: Parts) -> None:
-        """A hard link to a file that the tree has already."""
+        """A hard link to a file that the tree has already, or that a layer below has: that one is copied first, as overlayfs does it."""
         here = self._place(parts)
+        origin = self._origin(source, parts)
+        if origin == here:
+            raise Malformed(f"{shown(b'/'.join(parts))} is a hard link to itself")
+        parent, name = self.make_way(here)
+        os.link(origin[-1], name, src_dir_fd=self._opened(origin[:-1]), dst_dir_fd=parent, follow_symlinks=False)
+
+    def _origin(self, source: Parts, parts: Parts) -> Parts:
         try:
-            origin = self._existing(source)
-            if origin == here:
-                raise Malformed(f"{shown(b'/'.join(parts))} is a hard link to itself")
-            parent, name = self.make_way(here)
-            os.link(origin[-1], name, src_dir_fd=self._opened(origin[:-1]), dst_dir_fd=parent, follow_symlinks=False)
+            return self._existing(source)
         except FileNotFoundError as error:
+            if self._below and source and (copy := self._copied_up(source)):
+                return copy
             names = shown(b"/".join(parts)), shown(b"/".join(source))
-            raise Malformed(f"{names[0]} is a hard link to {names[1]}, which is no file that its layer has before it") from error
+            what = "which is no file that its layer has before it, nor a regular one of the layers below"
+            raise (Malformed if self._below else LowerNeeded)(f"{names[0]} is a hard link to {names[1]}, {what}") from error
+
+    def _copied_up(self, parts: Parts) -> Parts | None:
+        """The real path of a regular file that only the layers below have, and now this one too."""
+        here = (*self._real(parts[:-1]), parts[-1])
+        hidden = look(here[-1], self._opened(here[:-1])) is not None
+        if hidden or any(OPAQUE in os.listxattr(self._opened(here[:count])) for count in range(len(here))):
+            return None
+        lower = shown_at(here, self._below)
+        if lower is None or not stat.S_ISREG(lower.lstat().st_mode):
+            return None
+        self._copied_bytes += lower.stat().st_size
+        if self._copied_bytes > self._limits.ratio_free_bytes:
+            raise Malformed(f"a layer links to more than {self._limits.ratio_free_bytes} bytes of the layers below")
+        fd = self.new_file(here)
+        try:
+            _copy(lower, fd)
+        finally:
+            os.close(fd)
+        return here
 
     def _existing(self, parts: Parts) -> Parts:
         """The real path of something in the tree that is no directory and no whiteout, or `FileNotFoundError`."""
@@ -251,6 +277,18 @@ def set_xattrs(path: int | str, xattrs: Mapping[bytes, bytes]) -> None:
                 raise
             if error.errno != errno.ENOTSUP:
                 raise Malformed(f"extended attribute {shown(name)} cannot be set: {error.strerror}") from error
+
+
+def _copy(file: Path, fd: int) -> None:
+    """Content and all properties of a regular file, into a new one."""
+    with file.open("rb") as source:
+        while piece := source.read(MIB):
+            write_all(fd, [memoryview(piece)])
+    info = file.stat()
+    os.fchown(fd, info.st_uid, info.st_gid)
+    set_xattrs(fd, {os.fsencode(name): os.getxattr(file, name) for name in os.listxattr(file)})
+    os.fchmod(fd, stat.S_IMODE(info.st_mode))
+    os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def write_all(fd: int, views: Iterable[memoryview]) -> None:

@@ -25,10 +25,14 @@ _COMMON_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5,
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """``implied`` are directories that the archive used and did not list: their mode and owner are those of the layers below."""
+    """``implied`` are directories that the archive used and did not list: their mode and owner are those of the layers below.
+
+    ``chained`` is set if the layers below were in view, so that the result may be right above these alone.
+    """
 
     implied: tuple[Parts, ...]
     entries: int
+    chained: bool = False
 
 
 def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices: bool = False, below: Sequence[Path] = ()) -> Unpacked:
@@ -39,7 +43,7 @@ def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices
         for entry in reader:
             layer.add(entry, reader)
         tree.finish()
-        return Unpacked(tuple(sorted(tree.implied)), layer.entries)
+        return Unpacked(tuple(sorted(tree.implied)), layer.entries, chained=bool(below))
 
 
 class _Layer:

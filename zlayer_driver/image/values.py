@@ -17,6 +17,10 @@ class Malformed(ValueError):
     """Content that no image may have. `ImageStore` turns it into `PullFailed`, which names the image."""
 
 
+class LowerNeeded(Malformed):
+    """A layer that can be unpacked only with the layers below it in view, if at all."""
+
+
 def check_digest(text: object) -> str:
     """``text``, if it is a sha256 digest in its one canonical spelling; it may then name a file."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
@@ -28,7 +32,8 @@ def check_digest(text: object) -> str:
 class Limits:
     """What one image may cost at most. The defaults are far above honest images and far below what harms a node.
 
-    ``ratio`` is unpacked over compressed bytes of a layer, asked only beyond ``ratio_free_bytes``.
+    ``ratio`` is unpacked over compressed bytes of a layer, asked only beyond ``ratio_free_bytes``; that is also how much of the layers below
+    a layer may have copied by hard links.
     """
 
     manifest_bytes: int = 4 * MIB
