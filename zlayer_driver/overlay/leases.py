@@ -54,6 +54,7 @@ class Leases:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._numbers = numbers
         self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        self._db.execute("PRAGMA page_size=1024")  # rows are short, and a commit writes and sums whole pages
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
