@@ -7,13 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.doubles.images import Built, archive, directory, image, member
-from zlayer_driver.errors import PullFailed
+from zlayer_driver.errors import CacheError, PullFailed
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import PullProgress
 
@@ -138,6 +138,31 @@ async def test_a_power_cut_costs_only_what_may_not_be_on_the_disk(layout: Path, 
     store = boot()
     assert len(store.list()) == 1
     whole(root)
+    await store.close()
+
+
+def spoil_header(cache: Path) -> None:
+    cache.write_bytes(b"no database" + cache.read_bytes()[11:])
+
+
+def spoil_pages(cache: Path) -> None:
+    cache.write_bytes(cache.read_bytes()[:4096] + b"\xff" * (cache.stat().st_size - 4096))
+
+
+@pytest.mark.parametrize("spoil", [spoil_header, spoil_pages])
+async def test_a_damaged_cache_is_told_of_once_and_replaced(layout: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    store = ImageStore(tmp_path / "images")
+    imported = await store.import_archive(f"oci:{layout}")
+    await store.close()
+    spoil(store.cache_path)
+    with pytest.raises(CacheError, match=r"is damaged .*pulled again") as failure:
+        store.get(imported.reference)
+    assert failure.value.recoverable
+    assert store.list() == []
+    made = [layer.stat().st_ino for layer in imported.layers]
+    again = await store.import_archive(f"oci:{layout}")
+    assert [layer.stat().st_ino for layer in again.layers] == made
+    assert len(list(store.cache_path.parent.glob("blobs.sqlite.damaged-*"))) == 1
     await store.close()
 
 

@@ -6,15 +6,19 @@ makes an image present, so a cache never has a manifest without its config.
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from zlayer_driver.errors import CacheBusy, CacheError
 
+_log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blobs (
     digest TEXT PRIMARY KEY NOT NULL,
@@ -27,6 +31,8 @@ CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
 """
 _PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
 _COPY = "INSERT OR REPLACE INTO blobs SELECT ?, data, size_bytes, created_at, last_accessed FROM blobs WHERE digest = ?"
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_TIMEOUT_S = 30.0
 _TOUCH_EVERY_S = 10
 MANIFEST = "manifest:"
@@ -102,11 +108,42 @@ class ImageCache:
                 self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 with self._db:
                     yield self._db
-            except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-                raise (CacheBusy if busy else CacheError)(str(self.path), str(error)) from error
             except sqlite3.DatabaseError as error:
-                raise CacheError(str(self.path), str(error)) from error
+                raise self._told(error) from error
+
+    def _told(self, error: sqlite3.DatabaseError) -> CacheError:
+        """What a failure means. A damaged file is out of the way from then on, so the same call may succeed when it is repeated."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # absent where Python's module complains, not SQLite
+        if code in _DAMAGED:
+            self._move_aside()
+            damaged = CacheError(str(self.path), f"it is damaged ({error}); a new one takes its place, and images have to be pulled again")
+            damaged.recoverable = True
+            return damaged
+        return (CacheBusy if code in _BUSY else CacheError)(str(self.path), str(error))
+
+    def _move_aside(self) -> None:
+        """Keeps a damaged file for whoever wants to look at it. Nothing is moved if another process did so first."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if self._is_damaged():
+                aside = f"{self.path.name}.damaged-{time.time_ns()}"
+                _log.warning("blob cache %s is damaged and is now %s: images have to be pulled again", self.path, aside)
+                for ending in ("-wal", "-shm", ""):
+                    with suppress(FileNotFoundError):
+                        self.path.with_name(self.path.name + ending).rename(self.path.with_name(aside + ending))
+        finally:
+            os.close(fd)
+
+    def _is_damaged(self) -> bool:
+        try:
+            with closing(self._connect()) as db:
+                return bool(db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",))
+        except sqlite3.DatabaseError as error:
+            return error.sqlite_errorcode & 0xFF in _DAMAGED
 
     def _connect(self) -> sqlite3.Connection:
         """A connection in WAL mode, as ZLayer's own, so that readers and a writer do not wait for each other."""
