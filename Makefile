@@ -13,7 +13,8 @@ test: setup
 check: setup
 	@$(BIN)/python -m pytest tests/repo
 
-bench: setup
+bench:
+	@PYTHON=$(PYTHON) tools/setup bench
 	@tools/enter $(BIN)/python -m pytest benchmarks --benchmark-only
 
 asan: setup
