@@ -175,3 +175,15 @@ async def test_cancelling_an_attach_leaves_it_whole(host: Host) -> None:
         await task
     attached = await overlay.describe("c")
     assert (attached is None) == (INTERFACE not in run(["ip", "link"], namespace=place))
+
+
+async def test_an_address_that_exists_already_is_held_for_its_owner(host: Host) -> None:
+    overlay = host.overlay()
+    registered = await overlay.register("endpoint", "10.88.1.77")
+    assert await overlay.register("endpoint", "10.88.1.77") == registered
+    assert await overlay.describe("endpoint") == registered
+    for owner, address in (("other", "10.88.1.77"), ("other", "10.88.2.77"), ("other", "10.88.1.1")):
+        with pytest.raises(NetworkError, match="cannot give address"):
+            await overlay.register(owner, address)
+    await overlay.detach("endpoint")
+    assert (await overlay.register("other", "10.88.1.77")).addresses == registered.addresses
