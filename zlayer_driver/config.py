@@ -243,6 +243,10 @@ class PluginConfig(Block):
     allow_devices: list[str] = Field([], description='Devices of the node that tasks may have, such as "/dev/fuse" or "/dev/nvidia*"')
     allow_host_namespaces: bool = Field(default=False, description="Whether tasks may share the node's pid, ipc and uts namespaces")
     allow_seccomp: bool = Field(default=False, description="Whether tasks may replace the system call filter, or do without")
+    orphan_grace: Duration = Field(
+        300.0,
+        description="How long an agent has after its start to ask for its containers again, before those left over are removed; 0: for ever",
+    )
     overlay: OverlayBlock | None = Field(None, description="The overlay network between nodes; without it there is none")
 
 

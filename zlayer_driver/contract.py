@@ -361,8 +361,8 @@ class HasImageStore(Protocol):
 
 @runtime_checkable
 class CanSweep(Protocol):
-    async def sweep(self) -> None:
-        """Finishes what a killed predecessor left half made or half removed, and touches nothing else."""
+    async def sweep(self, *, orphans_after_s: float | None = None) -> None:
+        """Finishes what a killed predecessor left half made or half removed; with ``orphans_after_s``, removes too what has run for so long without a living process that started or recovered it."""
         ...
 
 

@@ -70,11 +70,14 @@ class Node:
                 return path
         return self._open_caches[path]
 
-    async def sweep(self) -> None:
-        """Finishes what a killed predecessor left half made or half removed. From then on, images that idle for too long are removed."""
+    async def sweep(self, *, orphans_after_s: float | None = None) -> None:
+        """Finishes what a killed predecessor left half made or half removed. From then on, images that idle for too long are removed.
+
+        With ``orphans_after_s``, containers that nobody has are removed too: see `CanSweep`.
+        """
         for backend in self.backends.values():
             if isinstance(backend, CanSweep):
-                await backend.sweep()
+                await backend.sweep(orphans_after_s=orphans_after_s)
         if self._config.image_gc_delay and self._collector is None:
             self._collector = asyncio.create_task(self._collect_images(self._config.image_gc_delay))
 

@@ -195,6 +195,7 @@ class SweepCases(AbilityCases):
         subject.backend = subject.successor()
         assert isinstance(subject.backend, contract.CanSweep)
         await subject.backend.sweep()
+        await subject.backend.sweep(orphans_after_s=0)
         assert await ended(subject, over) == Exit(7)
         await subject.backend.stop(running, timeout_s=0, signal="SIGKILL")
         assert await ended(subject, running) == Exit(137, 9)

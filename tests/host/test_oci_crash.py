@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.oci_lab import OneImage, backend, handle, remains, shell
+from tests.host.oci_lab import OneImage, backend, bundle_of, handle, remains, shell
 from zlayer_driver.backends.oci_bundle import Bundle
 from zlayer_driver.backends.oci_steps import STEPS, Making, Step
 from zlayer_driver.errors import CreateFailed, NotFound, StartFailed
 from zlayer_driver.host.processes import reap, spawn
-from zlayer_driver.model import Exit, Mount, TaskSpec
+from zlayer_driver.model import Exit, Mount, TaskSpec, TaskState
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
 
@@ -134,6 +134,44 @@ async def test_a_sweep_takes_what_is_half_made(root: Path, images: OneImage, nam
     await backend(root, images).sweep()
     assert remains(root) == []
     assert runs(root) == 0
+
+
+async def test_an_orphan_is_removed_when_its_time_has_come(root: Path, images: OneImage) -> None:
+    await killed_driver(root, images.root, "none")
+    oci = backend(root, images)
+    await oci.sweep()
+    await oci.sweep(orphans_after_s=3600)
+    assert remains(root) != []
+    await oci.sweep(orphans_after_s=0)
+    assert remains(root) == []
+
+
+async def test_a_container_that_somebody_has_is_no_orphan(root: Path, images: OneImage) -> None:
+    """Somebody is any process of the machine: the one that started it, or one that took it back."""
+    first = backend(root, images)
+    task = handle("one", await first.start(shell("one", "exec sleep 1000")))
+    await backend(root, images).sweep(orphans_after_s=0)
+    heir = backend(root, images)
+    await heir.recover(task)
+    first._forget("one")
+    await first.sweep(orphans_after_s=0)
+    assert await heir.state(task) is TaskState.RUNNING
+    heir._forget("one")
+    await first.sweep(orphans_after_s=0)
+    with pytest.raises(NotFound):
+        await heir.recover(task)
+
+
+async def test_what_is_being_removed_as_an_orphan_cannot_be_recovered(root: Path, images: OneImage) -> None:
+    first = backend(root, images)
+    task = handle("one", await first.start(shell("one", "exec sleep 1000")))
+    first._forget("one")
+    claim = bundle_of(root, "one").claim_unkept()
+    assert claim is not None
+    with pytest.raises(NotFound, match="nobody had asked for it"):
+        await backend(root, images).recover(task)
+    os.close(claim)
+    await first.destroy(task)
 
 
 async def test_a_full_disk_is_an_error_of_ours(root: Path, images: OneImage) -> None:

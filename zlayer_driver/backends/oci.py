@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
@@ -149,8 +150,7 @@ class OciBackend:
                     await self._remove(handle.task_id, bundle)
         self._forget(handle.task_id)
 
-    async def sweep(self) -> None:
-        """Finishes what a killed predecessor left half made or half removed, and touches nothing else."""
+    async def sweep(self, *, orphans_after_s: float | None = None) -> None:
         for path in sorted((self._root / "c").glob("*")):
             bundle = Bundle(self._root, path.name)
             lock = None if bundle.complete else bundle.try_lock()
@@ -163,6 +163,33 @@ class OciBackend:
                 _log.warning("what is left of container %s cannot be removed yet: %s", bundle.id, error)
             finally:
                 os.close(lock)
+        if orphans_after_s is not None:
+            await self._remove_orphans(orphans_after_s)
+
+    async def _remove_orphans(self, after_s: float) -> None:
+        for path in sorted((self._root / "c").glob("*")):
+            bundle = Bundle(self._root, path.name)
+            if not bundle.complete or not bundle.started_before(time.time() - after_s):
+                continue
+            try:
+                if await self._removed_unkept(bundle):
+                    _log.warning("container %s ran without anybody who had asked for it, and was removed", bundle.id)
+            except (DriverError, OSError) as error:
+                _log.warning("orphaned container %s cannot be removed yet: %s", bundle.id, error)
+
+    async def _removed_unkept(self, bundle: Bundle) -> bool:
+        lock = bundle.try_lock()
+        claim = bundle.claim_unkept() if lock is not None else None
+        try:
+            if claim is None:
+                return False
+            bundle.destroying.touch()
+            await remove(self._root, bundle, self._steps)
+        finally:
+            for fd in (lock, claim):
+                if fd is not None:
+                    os.close(fd)
+        return True
 
     async def signal(self, handle: Handle, signal: str) -> None:
         number = signals.number(signal or "SIGTERM")
@@ -267,9 +294,10 @@ class OciBackend:
         if not bundle.complete or bundle.record() != (record := Record.load(handle.data)):
             raise NotFound(handle.task_id, "this node has no container of it")
         container = Container(bundle, record)
-        if not container.is_there:
+        if not container.is_there or not container.is_kept:
             container.close()
-            raise NotFound(handle.task_id, "its container went with a restart of the machine")
+            why = "is being removed: nobody had asked for it" if container.is_there else "went with a restart of the machine"
+            raise NotFound(handle.task_id, f"its container {why}")
         self._containers[handle.task_id] = container
         return container
 

@@ -13,6 +13,7 @@
         killed          there once we sent SIGKILL
         oom, lost       written by the monitor of a VM: it ran out of memory; why nobody can know how the container ended
         ended.json      the `Exit`, once somebody has asked for it
+        kept            locked, shared, by every process that has started or recovered the container, as long as it lives
         destroying      there once it is to go: a half-destroyed one is finished, never used again
     root/rt/<runtime>/  the runtime's own state
 """
@@ -86,6 +87,7 @@ class Bundle:
         self.started = self.dir / "started"
         self.killed = self.dir / "killed"
         self.destroying = self.dir / "destroying"
+        self._kept = self.dir / "kept"
         self.oom = self.dir / "oom"
         self._lost = self.dir / "lost"
         self._record = self.dir / "record.json"
@@ -124,6 +126,31 @@ class Bundle:
         with suppress(FileNotFoundError):
             return self._lost.read_text()
         return ""
+
+    def keep(self) -> int | None:
+        """The fd of a lock that says: somebody has this container; ``None`` if it is gone, or just going."""
+        return self._lock_kept(fcntl.LOCK_SH)
+
+    def claim_unkept(self) -> int | None:
+        """The fd of a lock that keeps others from recovering the container; ``None`` if somebody has it."""
+        return self._lock_kept(fcntl.LOCK_EX)
+
+    def _lock_kept(self, kind: int) -> int | None:
+        try:
+            fd = os.open(self._kept, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def started_before(self, unix_s: float) -> bool:
+        with suppress(FileNotFoundError):
+            return self.started.stat().st_mtime <= unix_s
+        return False
 
     def write_ended(self, end: Exit) -> None:
         with suppress(FileNotFoundError):  # destroyed meanwhile

@@ -19,15 +19,23 @@ _LAST_SIGNAL = 64
 
 
 class Container:
-    """Owns a pidfd of the container's init and one of its supervisor, each ``None`` if that process was gone already."""
+    """Owns a pidfd of the container's init and one of its supervisor, each ``None`` if that process was gone already.
+
+    It is kept by this process until `close`: no other takes it for an orphan.
+    """
 
     def __init__(self, bundle: Bundle, record: Record) -> None:
         here = record.boot == boot_id()
         self.bundle = bundle
         self.record = record
+        self._kept = bundle.keep()
         self._init = PidFd.open(record.init) if here else None
         self._supervisor = PidFd.open(record.supervisor) if here else None
         self._end = bundle.ended()
+
+    @property
+    def is_kept(self) -> bool:
+        return self._kept is not None
 
     @property
     def is_there(self) -> bool:
@@ -80,6 +88,9 @@ class Container:
         for pidfd in (self._init, self._supervisor):
             if pidfd is not None:
                 pidfd.close()
+        if self._kept is not None:
+            os.close(self._kept)
+            self._kept = None
 
     def _read_end(self) -> Exit:
         """The kernel's word where it has one; else conmon's, in which a signal death and an exit with 128+n look the same."""

@@ -69,9 +69,9 @@ class VmBackend(OciBackend):
         attributes = {"qemu.version": machine.version, "machine": machine.kind, "accelerator": machine.accelerator}
         return Fingerprint(Health.HEALTHY, f"QEMU {machine.version}, {machine.accelerator}", attributes | {"kernel": machine.files.release})
 
-    async def sweep(self) -> None:
+    async def sweep(self, *, orphans_after_s: float | None = None) -> None:
         """As its base, and takes away the disks of images that are gone."""
-        await super().sweep()
+        await super().sweep(orphans_after_s=orphans_after_s)
         kept = {disk_of(self._root, record.digest or "") for record in await self.list_images()}
         for disk in (self._root / "disks").glob("*.erofs"):
             if disk not in kept:
