@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 CI = os.environ.get("CI") == "true"
+NOWHERE = {"nomad"}  # tools that no package registry has: a test with one is skipped even in CI
 
 
 def _missing(need: str) -> str:
@@ -23,11 +24,11 @@ def _missing(need: str) -> str:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test whose needs are not met, with the reason; with ``CI=true`` it fails instead, so that none goes missing unseen."""
-    reasons = [reason for marker in item.iter_markers("needs") for need in marker.args if (reason := _missing(need))]
+    reasons = {need: reason for marker in item.iter_markers("needs") for need in marker.args if (reason := _missing(need))}
     if not reasons:
         return
-    text = f"needs: {', '.join(reasons)}"
-    if CI:
+    text = f"needs: {', '.join(reasons.values())}"
+    if CI and not reasons.keys() & NOWHERE:
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
 

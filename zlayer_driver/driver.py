@@ -6,20 +6,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
 
 from zlayer_driver import __version__
 from zlayer_driver.admission import admit
-from zlayer_driver.config import PluginConfig
+from zlayer_driver.config import OverlayBlock, PluginConfig
 from zlayer_driver.contract import CanStreamExec
-from zlayer_driver.errors import NotFound, TimedOut
-from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, PullProgress, Target, TaskEvent, TaskRequest, TaskSpec, TaskStatus
+from zlayer_driver.errors import NotFound, TimedOut, Unsupported
+from zlayer_driver.model import (
+    ExecResult,
+    Exit,
+    Fingerprint,
+    Handle,
+    NetworkSpec,
+    PullProgress,
+    Target,
+    TaskEvent,
+    TaskRequest,
+    TaskSpec,
+    TaskStatus,
+)
 from zlayer_driver.node import Node
+from zlayer_driver.overlay.networks import Networks
+from zlayer_driver.overlay.overlay import Overlay
 from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
 from zlayer_driver.tasks import Events, TaskTable
 
 _PROBE_EVERY_S = 30.0
+
+
+class Membership(Protocol):
+    """A node's place in the overlay; `zlayer_driver.nomad.membership` has it."""
+
+    async def overlay(self) -> Overlay: ...
+
+    async def close(self) -> None: ...
+
+
+Join = Callable[[OverlayBlock, Path], Membership]
 
 
 class Driver:
@@ -28,9 +56,12 @@ class Driver:
     name = "zlayer"
     version = __version__
 
-    def __init__(self) -> None:
+    def __init__(self, join: Join | None = None) -> None:
+        """``join`` brings this node into its overlay; it is called only if the operator configured one."""
         self.config = PluginConfig()
         self._node: Node | None = None
+        self._join = join
+        self._membership: Membership | None = None
         self._tasks = TaskTable(self._owner_says)
         self._events = Events()
         self._closing = asyncio.Event()
@@ -44,6 +75,8 @@ class Driver:
         """Assembles the backends and finishes what a killed predecessor left half done. Repeated calls change nothing."""
         if self._node is None:
             await self.node.sweep()
+        if self._membership is None and self._join is not None and self.config.overlay is not None:
+            self._membership = self._join(self.config.overlay, Path(self.config.state_dir))
 
     @property
     def node(self) -> Node:
@@ -53,12 +86,19 @@ class Driver:
         return self._node
 
     async def fingerprints(self) -> AsyncIterator[Fingerprint]:
-        """What this node offers: at once, then whenever it changes, until `shutdown`."""
-        last = None
+        """What this node offers: at once, then whenever it changes, until `shutdown`.
+
+        Only an agent listens. It asks for all its tasks again as soon as it is there, so a container that nobody has asked for after it
+        has listened for ``orphan_grace`` is an orphan. Without an agent, as in a command of the CLI, none is ever removed.
+        """
+        last, grace_s = None, self.config.orphan_grace
+        patient_until = time.monotonic() + grace_s
         while not self._closing.is_set():
             if (found := await self.node.fingerprint()) != last:
                 yield (last := found)
             await _wait_at_most(self._closing, _PROBE_EVERY_S)
+            if grace_s and time.monotonic() >= patient_until:
+                await self.node.sweep(orphans_after_s=grace_s)
 
     async def start_task(self, request: TaskRequest) -> Handle:
         """Pulls what is needed, chooses, starts. On failure nothing of the task is left, here or in the table."""
@@ -114,6 +154,25 @@ class Driver:
     async def stats(self, task_id: str) -> AsyncIterator[UsageSample]:
         return await self.node.composite.stream_usage(task_id)
 
+    @property
+    def makes_networks(self) -> bool:
+        """Whether the networks of allocations are this driver's to make."""
+        return self.config.overlay is not None
+
+    async def create_network(self, alloc_id: str, hostname: str) -> NetworkSpec:
+        """The allocation's namespace on the overlay: the one it has, else a new one."""
+        return await (await self._networks()).create(alloc_id, hostname)
+
+    async def destroy_network(self, alloc_id: str) -> None:
+        await (await self._networks()).destroy(alloc_id)
+
+    async def _networks(self) -> Networks:
+        if self._membership is None:
+            raise Unsupported(
+                "this node has no overlay", hint="set overlay in the plugin's config, or use network mode bridge, host or none"
+            )
+        return Networks(await self._membership.overlay())
+
     def events(self) -> AsyncIterator[TaskEvent]:
         return self._events.read()
 
@@ -122,6 +181,8 @@ class Driver:
         self._closing.set()
         self._events.close()
         await self._tasks.close()
+        if self._membership is not None:
+            await self._membership.close()
         if self._node is not None:
             await self._node.close()
 

@@ -333,6 +333,19 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """The network of an allocation. ``path`` is its namespace's file; ``address`` is what ``hostname``, if any, stands for in /etc/hosts.
+
+    ``created`` is false for a network that was there already.
+    """
+
+    path: str
+    hostname: str
+    address: str
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PullProgress:
     """A step of a pull. ``phase`` is ``resolve``, ``download``, ``unpack`` or ``done``; ``layer`` is a digest, empty for the whole image."""
 

@@ -19,7 +19,19 @@ from pathlib import Path
 
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import DriverError, InvalidSpec, NotFound, PullFailed, RouteToPeer, StartFailed, Unsupported
-from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, Target, TaskEvent, TaskRequest, TaskState, TaskStatus
+from zlayer_driver.model import (
+    ExecResult,
+    Exit,
+    Fingerprint,
+    Handle,
+    Health,
+    NetworkSpec,
+    Target,
+    TaskEvent,
+    TaskRequest,
+    TaskState,
+    TaskStatus,
+)
 from zlayer_driver.readings import Channel, ExecEvent, ExecInput, UsageSample, WindowSize
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
@@ -52,6 +64,14 @@ class ScriptedDriver:
         self.ended = asyncio.Event()
         self.sessions = 0
         self.quiet = asyncio.Event()
+
+    makes_networks = False
+
+    async def create_network(self, alloc_id: str, hostname: str) -> NetworkSpec:
+        raise Unsupported("this node has no overlay")
+
+    async def destroy_network(self, alloc_id: str) -> None:
+        raise Unsupported("this node has no overlay")
 
     async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
         self.configs.append((config, validate_only))

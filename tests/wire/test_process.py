@@ -223,7 +223,7 @@ async def test_a_program_that_is_no_plugin_says_so(env: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("directory", "says"), [("d" * 100, "shorter directory"), ("nowhere", "may write to")])
 async def test_a_socket_that_cannot_be_is_said_in_one_line(env: dict[str, str], tmp_path: Path, directory: str, says: str) -> None:
-    argv = ["sh", "-c", f"PLUGIN_UNIX_SOCKET_DIR={tmp_path}/{directory} exec {' '.join(PLUGIN)} 2>{tmp_path}/log"]
+    argv = ["sh", "-c", f"PLUGIN_UNIX_SOCKET_DIR=/{directory} exec {' '.join(PLUGIN)} 2>{tmp_path}/log"]
     with pytest.raises(DriverError, match="no plugin"):
         async with PluginHost.launch(argv, env=env):
             pytest.fail("it cannot start")

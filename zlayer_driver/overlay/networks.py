@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from zlayer_driver.errors import InvalidSpec, NotFound
 from zlayer_driver.host import netns
+from zlayer_driver.model import NetworkSpec
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.overlay import Core, Overlay
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """``path`` is the namespace's file; ``address`` is what ``hostname``, if there is one, stands for in /etc/hosts.
-
-    ``created`` is false for a network that was there already.
-    """
-
-    path: str
-    hostname: str
-    address: str
-    created: bool
 
 
 class Networks:

@@ -9,7 +9,7 @@ import msgpack
 from google.protobuf.duration_pb2 import Duration
 
 from zlayer_driver.errors import ConfigError, InvalidSpec, Unsupported
-from zlayer_driver.model import Device, Mount, Network, Resources, TaskRequest
+from zlayer_driver.model import Device, Mount, Network, NetworkSpec, Resources, TaskRequest
 from zlayer_driver.wire._gen import task_pb2 as task
 
 MIB = 1 << 20
@@ -211,6 +211,12 @@ def _nomad_resources(resources: Resources) -> task.Resources:
             oom_score_adj=resources.oom_score_adj,
         ),
     )
+
+
+def allocation_network(made: NetworkSpec) -> task.NetworkIsolationSpec:
+    """Nomad hands it back with every task of the allocation."""
+    hosts = task.HostsConfig(hostname=made.hostname, address=made.address) if made.hostname else None
+    return task.NetworkIsolationSpec(mode=_Isolation.GROUP, path=made.path, hostsConfig=hosts)
 
 
 def _nomad_network(network: Network) -> task.NetworkIsolationSpec | None:

@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from zlayer_driver.errors import DriverError
-from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, TaskEvent, TaskRequest, TaskStatus
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, NetworkSpec, TaskEvent, TaskRequest, TaskStatus
 from zlayer_driver.wire import codec, cty, launch, replies, rpc, status
 from zlayer_driver.wire._gen import base_pb2, driver_pb2, hclspec_pb2, plugin_pb2, task_pb2
 from zlayer_driver.wire.base import API_VERSION
@@ -162,6 +162,14 @@ class PluginHost:
         request = driver_pb2.ExecTaskRequest(task_id=task_id, command=argv, timeout=codec.duration(timeout_s))
         reply = await _answer(self._driver("exec_task", request))
         return ExecResult(replies.exit_from(reply.result), reply.stdout, reply.stderr)
+
+    async def create_network(self, alloc_id: str, hostname: str = "") -> NetworkSpec:
+        reply = await _answer(self._driver("create_network", driver_pb2.CreateNetworkRequest(alloc_id=alloc_id, hostname=hostname)))
+        spec = reply.isolation_spec
+        return NetworkSpec(spec.path, spec.hostsConfig.hostname, spec.hostsConfig.address, reply.created)
+
+    async def destroy_network(self, alloc_id: str) -> None:
+        await _answer(self._driver("destroy_network", driver_pb2.DestroyNetworkRequest(alloc_id=alloc_id)))
 
     async def _config(self, request: TaskRequest) -> task_pb2.TaskConfig:
         if self._task_schema is None:

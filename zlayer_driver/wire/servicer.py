@@ -45,6 +45,7 @@ class DriverService:
                 exec=True,
                 fs_isolation=pb.DriverCapabilities.IMAGE,
                 network_isolation_modes=[_Isolation.HOST, _Isolation.GROUP, _Isolation.NONE],
+                must_create_network=self._driver.makes_networks,
                 mount_configs=pb.DriverCapabilities.ANY_MOUNTS,
             )
         )
@@ -115,6 +116,14 @@ class DriverService:
         events = await self._driver.stream_exec(setup.task_id, tuple(setup.command), tty=setup.tty, stdin=streams.stdin(requests))
         async for reply in streams.replies(events, tty=setup.tty):
             yield reply
+
+    async def create_network(self, request: pb.CreateNetworkRequest) -> pb.CreateNetworkResponse:
+        made = await self._driver.create_network(request.alloc_id, request.hostname)
+        return pb.CreateNetworkResponse(isolation_spec=codec.allocation_network(made), created=made.created)
+
+    async def destroy_network(self, request: pb.DestroyNetworkRequest) -> pb.DestroyNetworkResponse:
+        await self._driver.destroy_network(request.alloc_id)
+        return pb.DestroyNetworkResponse()
 
     async def shutdown(self, _: pb.ShutdownRequest) -> pb.ShutdownResponse:
         """Only a notice: the host asks the process to exit right after, and that ends the driver."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from zlayer_driver.config import PluginConfig
-from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, TaskEvent, TaskRequest, TaskStatus
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, NetworkSpec, TaskEvent, TaskRequest, TaskStatus
 from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
 
 
@@ -56,6 +56,17 @@ class DriverVerbs(Protocol):
     async def stats(self, task_id: str) -> AsyncIterator[UsageSample]:
         """What the task uses, a sample at once; further ones at the backend's own pace, or none."""
         ...
+
+    @property
+    def makes_networks(self) -> bool:
+        """Whether Nomad has the two verbs below make the networks of allocations; told before `init`, too."""
+        ...
+
+    async def create_network(self, alloc_id: str, hostname: str) -> NetworkSpec:
+        """The allocation's network; the same again while it has one."""
+        ...
+
+    async def destroy_network(self, alloc_id: str) -> None: ...
 
     def events(self) -> AsyncIterator[TaskEvent]: ...
 
