@@ -309,10 +309,13 @@ def _number(field_: bytes) -> int:
         return int.from_bytes(field_, "big", signed=True)
     if field_[0] & 0x80:
         return int.from_bytes(field_, "big") - (0x80 << 8 * (len(field_) - 1))
-    text = field_.strip(b" \0").partition(b"\0")[0] or b"0"
-    if not text.isdigit() or b"8" in text or b"9" in text:
-        raise Malformed(f"{text!r} is no octal number")
-    return int(text, 8)
+    text = field_[:-1] if field_[-1] == 0 else field_  # so nearly all writers end it
+    if not text.isdigit():
+        text = field_.strip(b" \0").partition(b"\0")[0] or b"0"
+    try:
+        return int(text if text.isdigit() else b"?", 8)  # not all that `int` takes is one
+    except ValueError:
+        raise Malformed(f"{text!r} is no octal number") from None
 
 
 def _decimal(text: bytes) -> int:
