@@ -83,7 +83,7 @@ class ImageStore:
         if policy is not PullPolicy.ALWAYS:
             try:
                 found = self.get(reference)
-                self._cache.touch(reference)
+                await asyncio.to_thread(self._cache.touch, reference)
                 return found  # noqa: TRY300 # what may fail is the look-up
             except NotFound:
                 if policy is PullPolicy.NEVER:
