@@ -24,7 +24,6 @@ from zlayer_driver.model import Exit, Mount, TaskSpec, TaskState
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
 
 NAMES = [step.name for step in STEPS]
-AT_THE_GATE = "gate"  # within the last step, when the container is about to be let through
 
 
 def replaced(name: str, do: Callable[[Making], Awaitable[None]]) -> tuple[Step, ...]:
@@ -76,14 +75,11 @@ async def drive(root: Path, layers: Path, stop_in: str, gate: int) -> None:
 
     def halting(step: Step) -> Step:
         async def do(making: Making) -> None:
-            if stop_in == AT_THE_GATE:
-                (making.runtime.gate(making.root, making.bundle.id) or Path()).unlink()
-            else:
-                await step.do(making)
+            await step.do(making)
             os.write(gate, b".")
             await asyncio.Event().wait()
 
-        return dataclasses.replace(step, do=do) if step.name == stop_in or (stop_in, step.name) == (AT_THE_GATE, "run") else step
+        return dataclasses.replace(step, do=do) if step.name == stop_in else step
 
     oci = backend(root, OneImage(layers), steps=tuple(map(halting, STEPS)))
     await oci.start(counting(root))
@@ -115,7 +111,7 @@ async def killed_driver(root: Path, layers: Path, stop_in: str) -> None:
     assert await reap(child) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", [*NAMES, AT_THE_GATE, "none"])
+@pytest.mark.parametrize("name", [*NAMES, "none"])
 async def test_a_repeated_start_after_a_kill_runs_the_task_once(root: Path, images: OneImage, name: str) -> None:
     await killed_driver(root, images.root, name)
     oci = backend(root, images)
@@ -127,7 +123,7 @@ async def test_a_repeated_start_after_a_kill_runs_the_task_once(root: Path, imag
     assert remains(root) == []
 
 
-@pytest.mark.parametrize("name", [*NAMES[:-1], AT_THE_GATE])
+@pytest.mark.parametrize("name", NAMES[:-1])
 async def test_a_sweep_takes_what_is_half_made(root: Path, images: OneImage, name: str) -> None:
     await killed_driver(root, images.root, name)
     assert remains(root) != []

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from zlayer_driver.backends import Context, oci_gate
+from zlayer_driver.backends import Context
 from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id, container_id
 from zlayer_driver.backends.oci_conmon import conmon_path
 from zlayer_driver.backends.oci_container import Container
@@ -328,11 +328,7 @@ class OciBackend:
         if bundle.started.exists():
             return True
         await settle(self._root, bundle, record)
-        if (
-            record.boot != boot_id()
-            or oci_gate.is_waiting(record.init)
-            or await Runtime(record.runtime).state(self._root, bundle.id) == "created"
-        ):
+        if record.boot != boot_id() or await Runtime(record.runtime).state(self._root, bundle.id) == "created":
             return False
         bundle.started.touch()
         return True

@@ -36,10 +36,6 @@ class Runtime:
         told = ("--log", str(log), "--log-format", "json") if log else ()
         return ("--root", str(root / "rt" / self.name), *told)
 
-    def gate(self, root: Path, container: str) -> Path | None:
-        """Where a created container waits, if this runtime has an `oci_gate`."""
-        return root / "rt" / self.name / container / "exec.fifo" if self.name == "runc" else None
-
     async def run(self, root: Path, *arguments: str, log: Path | None = None) -> Completed:
         """`TimedOut` if it does not come back: a runtime's verbs are short."""
         return await capture([self.path, *self.options(root, log), *arguments], timeout_s=_TIMEOUT_S)

@@ -18,7 +18,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from zlayer_driver.backends import oci_conmon, oci_etc, oci_gate
+from zlayer_driver.backends import oci_conmon, oci_etc
 from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id
 from zlayer_driver.backends.oci_container import Container
 from zlayer_driver.backends.oci_runtime import Runtime, command_fault, last_error
@@ -269,10 +269,7 @@ async def _erase(path: Path) -> None:
 
 
 async def _run(making: Making) -> None:
-    bundle, container = making.bundle, making.container
-    if container is not None and await oci_gate.open_gate(making.runtime.gate(making.root, bundle.id), container.wait):
-        bundle.started.touch()
-        return
+    bundle = making.bundle
     done = await making.runtime.run(making.root, "start", bundle.id, log=making.log)
     if done.status != 0:
         raise StartFailed(bundle.id, _sentence(last_error(making.log) or done.stderr.decode("utf-8", "replace").strip(), making))
