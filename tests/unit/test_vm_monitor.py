@@ -54,7 +54,8 @@ class Vm:
         with (self.bundle / "out").open("wb") as out:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False, start_new_session=True)
         if done.returncode == 0:
-            self.pidfd = os.pidfd_open(int((self.bundle / "pid").read_text()))
+            with suppress(ProcessLookupError):  # it has ended, and its new parent has reaped it
+                self.pidfd = os.pidfd_open(int((self.bundle / "pid").read_text()))
         return done.returncode
 
     def ended(self) -> str:
