@@ -318,20 +318,25 @@ cdef inline bint enter(Reader* r, char bracket) noexcept nogil:
     return r.depth <= MAX_DEPTH and take(r, bracket)
 
 
-cdef inline bint skip_value(Reader* r) noexcept nogil:
-    """Consumes any JSON value and the space after it."""
+cdef inline bint skip_scalar(Reader* r) noexcept nogil:
+    """Consumes a text, a number, or one of the three words, and the space after it. There is a byte to read."""
     cdef Slice ignored
-    if r.at == r.end:
-        return False
     if r.at[0] == c"\"":
         return read_text(r, &ignored)
+    if r.at[0] == c"-" or is_digit(r.at, r.end):
+        return read_number(r, &ignored)
+    return take_word(r, "null", 4) or take_word(r, "true", 4) or take_word(r, "false", 5)
+
+
+cdef inline bint skip_value(Reader* r) noexcept nogil:
+    """Consumes any JSON value and the space after it."""
+    if r.at == r.end:
+        return False
     if r.at[0] == c"{":
         return read_object(r, NULL, NULL)
     if r.at[0] == c"[":
         return read_array(r, NULL)
-    if r.at[0] == c"-" or is_digit(r.at, r.end):
-        return read_number(r, &ignored)
-    return take_word(r, "null", 4) or take_word(r, "true", 4) or take_word(r, "false", 5)
+    return skip_scalar(r)
 
 
 cdef inline bint read_array(Reader* r, const Field* field) noexcept nogil:

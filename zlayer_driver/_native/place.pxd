@@ -14,7 +14,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from zlayer_driver._native.json cimport Reader, is_digit, read_number, read_text, skip_space, take, take_word
+from zlayer_driver._native.json cimport Reader, read_text, skip_scalar, skip_space, take, take_word
 from zlayer_driver._native.reference cimport Slice, cut, equals, put
 
 
@@ -124,18 +124,13 @@ cdef inline bint read_plain(Reader* r, Slice* text) noexcept nogil:
 
 cdef inline bint skip_once(Reader* r, Job* job) noexcept nogil:
     """Consumes any value in which no object has a key twice."""
-    cdef Slice ignored
     if r.at == r.end:
         return False
-    if r.at[0] == c"\"":
-        return read_text(r, &ignored)
     if r.at[0] == c"{":
         return read_members(r, job, ELSEWHERE)
     if r.at[0] == c"[":
         return skip_items(r, job)
-    if r.at[0] == c"-" or is_digit(r.at, r.end):
-        return read_number(r, &ignored)
-    return take_word(r, "null", 4) or take_word(r, "true", 4) or take_word(r, "false", 5)
+    return skip_scalar(r)
 
 
 cdef inline bint skip_items(Reader* r, Job* job) noexcept nogil:

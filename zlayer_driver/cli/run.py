@@ -28,7 +28,7 @@ _STOP_TIMEOUT_S = 10.0
 Sink = Callable[[bytes], object]
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @click.option("--target", type=click.Choice([*_RUNTIME]), help="Run it there, instead of where the rules say.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set an environment variable; may be given again.")
 @click.option("-u", "--user", default="", help="User in the container: a name, uid, or uid:gid.")
