@@ -103,9 +103,13 @@ async def test_the_images_stop_signal(root: Path, images: OneImage, tmp_path: Pa
     await oci.destroy(task)
 
 
-async def test_another_instance_takes_over(root: Path, images: OneImage) -> None:
+async def test_another_instance_takes_over(root: Path, images: OneImage, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
     first = backend(root, images)
-    task = handle("one", await first.start(shell("one", "exec sleep 1000")))
+    script = "trap '' INT; echo ready; exec sleep 1000"
+    task = handle("one", await first.start(shell("one", script, stdout_path=str(tmp_path / "out"))))
+    with (tmp_path / "out").open() as out:
+        assert out.readline() == "ready\n"
     second = backend(root, images)
     await second.recover(task)
     waits = asyncio.gather(first.wait(task), first.wait(task), second.wait(task))
