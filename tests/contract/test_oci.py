@@ -17,7 +17,7 @@ from tests.doubles.images import Built, archive, directory, image, member, symli
 from tests.host.oci_lab import RUNTIME, clear, remains
 from zlayer_driver import contract
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.backends.oci_runtime import Runtimes
 from zlayer_driver.contract import Backend
 from zlayer_driver.host import signals
 from zlayer_driver.image.store import ImageStore
@@ -46,7 +46,7 @@ class OciSubject(Subject):
         return f"{self._image}-missing"
 
     def successor(self) -> Backend:
-        return OciBackend(root=self._root / "state", store=self._store, runtime=OciRuntime(RUNTIME))
+        return OciBackend(root=self._root / "state", store=self._store, runtimes=Runtimes(RUNTIME))
 
     async def remains(self) -> Collection[str]:
         return remains(self._root)

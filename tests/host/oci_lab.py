@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_bundle import Bundle, container_id
-from zlayer_driver.backends.oci_runtime import OciRuntime
-from zlayer_driver.backends.oci_steps import STEPS, Step, remove
+from zlayer_driver.backends.oci_runtime import Runtimes
+from zlayer_driver.backends.oci_steps import STEPS
+from zlayer_driver.backends.supervised.bundle import Bundle, container_id
+from zlayer_driver.backends.supervised.making import Step, remove
 from zlayer_driver.errors import NotFound
 from zlayer_driver.host import cgroups
 from zlayer_driver.host.processes import command_lines
@@ -91,7 +92,7 @@ class OneImage:
 
 
 def backend(root: Path, images: OneImage, *, runtime: str = RUNTIME, steps: tuple[Step, ...] = STEPS) -> OciBackend:
-    return OciBackend(root=root / "state", store=images, runtime=OciRuntime(runtime), steps=steps)
+    return OciBackend(root=root / "state", store=images, runtimes=Runtimes(runtime), steps=steps)
 
 
 def shell(task_id: str, script: str, **changes: object) -> TaskSpec:
@@ -119,7 +120,7 @@ async def clear(root: Path) -> list[str]:
     found = remains(root)
     for path in [*root.glob("state/c/*"), *root.glob("state/oci/c/*")]:
         state = path.parent.parent
-        await remove(state, Bundle(state, path.name), STEPS)
+        await remove(Bundle(state, path.name), STEPS)
     return found
 
 

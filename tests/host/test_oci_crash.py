@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.host.oci_lab import OneImage, backend, bundle_of, handle, remains, shell
-from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_steps import STEPS, Making, Step
+from zlayer_driver.backends.oci_steps import STEPS
+from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.making import Making, Step
 from zlayer_driver.errors import CreateFailed, NotFound, StartFailed
 from zlayer_driver.host.processes import reap, spawn
 from zlayer_driver.model import Exit, Mount, TaskSpec, TaskState
@@ -182,7 +183,7 @@ async def test_a_full_disk_is_an_error_of_ours(root: Path, images: OneImage) -> 
 async def test_a_half_removed_container_is_finished(root: Path, images: OneImage, name: str) -> None:
     """The removal stops before it undoes a step, as if the driver had been killed there."""
 
-    async def die(_root: Path, _bundle: Bundle) -> None:
+    async def die(_bundle: Bundle) -> None:
         raise KilledHereError
 
     steps = tuple(dataclasses.replace(step, undo=die) if step.name == name else step for step in STEPS)

@@ -246,7 +246,7 @@ async def test_an_init_reaps_and_passes_the_exit_code_on(root: Path, images: One
 
 
 async def test_an_init_that_the_node_lacks(root: Path, images: OneImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zlayer_driver.backends.oci_spec._INITS", ("no-such-init",))
+    monkeypatch.setattr("zlayer_driver.backends.supervised.spec._INITS", ("no-such-init",))
     with pytest.raises(InvalidSpec, match="this node has no init for containers: install catatonit"):
         await backend(root, images).start(shell("one", "true", init=True))
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.host.oci_lab import OneImage
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import OciRuntime, command_fault
+from zlayer_driver.backends.oci_runtime import Runtimes
+from zlayer_driver.backends.supervised.runtime import command_fault
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
 from zlayer_driver.host.processes import capture
@@ -23,15 +24,15 @@ SUITES = ("tests/contract/test_oci.py", "tests/host/test_oci_life.py", "tests/ho
 
 @pytest.mark.needs("root", "runc")
 async def test_the_configured_one_is_taken() -> None:
-    runtime = await OciRuntime("runc").select()
+    runtime = await Runtimes("runc").select()
     assert (runtime.name, runtime.version[:1].isdigit()) == ("runc", True)
-    assert await OciRuntime(runtime.path).select() == runtime
-    assert await OciRuntime("crun-of-nobody").select("runc") == runtime
+    assert await Runtimes(runtime.path).select() == runtime
+    assert await Runtimes("crun-of-nobody").select("runc") == runtime
 
 
 @pytest.mark.needs("root", "runc")
 async def test_the_first_that_works_is_taken() -> None:
-    assert (await OciRuntime().select()).name in ("crun", "runc")
+    assert (await Runtimes().select()).name in ("crun", "runc")
 
 
 @pytest.mark.needs("root", "runc", "conmon")
@@ -40,8 +41,8 @@ async def test_jobs_can_ask_for_each_runtime_by_its_version(tmp_path: Path) -> N
     gvisor = tmp_path / "runsc"
     gvisor.write_text("#!/bin/sh\necho runsc version release-1\n")
     gvisor.chmod(0o755)
-    runtime = OciRuntime("runc", [str(gvisor), "crun-of-nobody"])
-    attributes = (await OciBackend(root=tmp_path, store=OneImage(tmp_path), runtime=runtime).probe()).attributes
+    runtimes = Runtimes("runc", [str(gvisor), "crun-of-nobody"])
+    attributes = (await OciBackend(root=tmp_path, store=OneImage(tmp_path), runtimes=runtimes).probe()).attributes
     assert attributes["runtime.runc.version"] == attributes["runtime.version"]
     assert attributes["runtime.runsc.version"] == "release-1"
     assert "runtime.crun-of-nobody.version" not in attributes
@@ -49,13 +50,13 @@ async def test_jobs_can_ask_for_each_runtime_by_its_version(tmp_path: Path) -> N
 
 async def test_one_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^crun-of-nobody is not installed: install crun-of-nobody$"):
-        await OciRuntime("crun-of-nobody").select()
+        await Runtimes("crun-of-nobody").select()
 
 
 async def test_a_node_without_any_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zlayer_driver.backends.oci_runtime.PREFERRED", ("no-such", "nor-such"))
     with pytest.raises(Unsupported, match=r"no-such is not installed; nor-such is not installed"):
-        await OciRuntime().select()
+        await Runtimes().select()
 
 
 async def test_one_that_does_not_run_is_told(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ async def test_one_that_does_not_run_is_told(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
     with pytest.raises(ConfigError, match="does not run"):
-        await OciRuntime(str(broken)).select()
+        await Runtimes(str(broken)).select()
 
 
 @pytest.mark.parametrize(

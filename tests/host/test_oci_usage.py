@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.oci_lab import OneImage, backend, handle, shell
-from zlayer_driver.backends import oci_usage
+from zlayer_driver.backends.supervised.usage import samples
 from zlayer_driver.model import Exit, Network, Resources, TaskState
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
@@ -22,7 +22,7 @@ async def test_a_busy_container_is_counted(root: Path, images: OneImage) -> None
     assert await oci.state(task) in TaskState
     assert await oci.wait(task) == Exit(0)
     container = oci._containers["one"]
-    seen = [sample async for sample in oci_usage.samples(container, 0.01)]
+    seen = [sample async for sample in samples(container, 0.01)]
     assert len(seen) == 1
     now = seen[0]
     assert now.cpu_total_ns > now.cpu_system_ns > 0
@@ -44,7 +44,7 @@ async def test_samples_come_until_the_end(root: Path, images: OneImage) -> None:
     task = handle("one", await oci.start(shell("one", "exec sleep 1000")))
     assert (await oci.state(task), os.getpgid(await oci.pid(task) or 0) > 0) == (TaskState.RUNNING, True)
     count = 0
-    async for sample in oci_usage.samples(oci._containers["one"], 0.01):
+    async for sample in samples(oci._containers["one"], 0.01):
         count += 1
         assert sample.pids == 1
         assert list(sample.processes) == [await oci.pid(task)]

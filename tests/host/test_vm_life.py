@@ -14,7 +14,8 @@ from tests.host import oci_lab
 from tests.host.oci_lab import OneImage, remains, shell
 from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines
 from zlayer_driver.backends import absence
-from zlayer_driver.backends.oci_steps import STEPS, Making, Step
+from zlayer_driver.backends.oci_steps import STEPS
+from zlayer_driver.backends.supervised.making import Making, Step
 from zlayer_driver.backends.vm import VmBackend, missing
 from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime

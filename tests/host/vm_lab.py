@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.host.oci_lab import OneImage, remains
-from zlayer_driver.backends.oci_bundle import Bundle, container_id
-from zlayer_driver.backends.oci_steps import Step, remove
+from zlayer_driver.backends.supervised.bundle import Bundle, container_id
+from zlayer_driver.backends.supervised.making import Step, remove
 from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.backends.vm_steps import VM_STEPS
@@ -33,7 +33,7 @@ async def clear(root: Path) -> list[str]:
     """What is left of VMs, and an end to it."""
     found = remains(root)
     for path in root.glob("state/c/*"):
-        await remove(root / "state", Bundle(root / "state", path.name), VM_STEPS)
+        await remove(Bundle(root / "state", path.name), VM_STEPS)
     return found
 
 

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import zlayer_driver
+from zlayer_driver.backends import TABLE
 
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 400
@@ -55,3 +56,20 @@ def test_architecture_names_every_module() -> None:
     ]
     missing = [path.name for path in modules if path.name not in text]
     assert not missing, f"ARCHITECTURE.md does not mention: {missing}"
+
+
+def test_backends_never_import_each_other() -> None:
+    """A backend is a module and those whose names begin with its; what several need stands beside them, and is nobody's."""
+    backends = {entry.module.rpartition(".")[2] for entry in TABLE} | {"fake"}
+
+    def owner(module: str) -> str:
+        owners = [backend for backend in backends if module == backend or module.startswith(f"{backend}_")]
+        return max(owners, key=len, default="")
+
+    crossings = [
+        f"{path.relative_to(ROOT)} imports {found[1] or found[2]}"
+        for path in _tracked("zlayer_driver/backends/*.py")
+        for found in re.finditer(r"^from zlayer_driver\.backends(?:\.(\w+)| import (\w+))", path.read_text(), re.MULTILINE)
+        if (other := owner(found[1] or found[2])) and other != owner(path.stem)
+    ]
+    assert not crossings

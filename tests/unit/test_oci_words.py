@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from zlayer_driver.backends import oci_etc, oci_seccomp, oci_security
-from zlayer_driver.backends.oci_bundle import Bundle, Record, container_id
-from zlayer_driver.backends.oci_runtime import last_error
-from zlayer_driver.backends.oci_spec import command_line, environment, hostname
-from zlayer_driver.backends.oci_users import User, resolve
+from zlayer_driver.backends.supervised import etc, seccomp, security
+from zlayer_driver.backends.supervised.bundle import Bundle, Record, container_id
+from zlayer_driver.backends.supervised.runtime import last_error
+from zlayer_driver.backends.supervised.spec import command_line, environment, hostname
+from zlayer_driver.backends.supervised.users import User, resolve
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.host import signals
 from zlayer_driver.host.pidfd import ProcessId
@@ -109,13 +109,13 @@ def test_host_names() -> None:
 
 
 def test_resolver_files() -> None:
-    assert oci_etc.resolv_conf(Network(dns_servers=("1.1.1.1", "::1"))) == "nameserver 1.1.1.1\nnameserver ::1\n"
+    assert etc.resolv_conf(Network(dns_servers=("1.1.1.1", "::1"))) == "nameserver 1.1.1.1\nnameserver ::1\n"
     with pytest.raises(InvalidSpec):
-        oci_etc.resolv_conf(Network(dns_options=("a\nnameserver 6.6.6.6",)))
+        etc.resolv_conf(Network(dns_options=("a\nnameserver 6.6.6.6",)))
 
 
 def test_hosts_of_a_namespace() -> None:
-    text = oci_etc.hosts(Network(mode="none", extra_hosts=(("db", "10.0.0.1"),)), "box")
+    text = etc.hosts(Network(mode="none", extra_hosts=(("db", "10.0.0.1"),)), "box")
     assert text.startswith("127.0.0.1\tlocalhost\n")
     assert text.endswith("127.0.1.1\tbox\n10.0.0.1\tdb\n")
 
@@ -160,14 +160,14 @@ def test_an_image_without_tables_still_has_root(tmp_path: Path) -> None:
 
 
 def test_capabilities_are_given_and_taken() -> None:
-    default = oci_security.granted(Security())
-    assert default == oci_security.DEFAULT_CAPABILITIES & oci_security.granted(Security(privileged=True))
-    assert oci_security.granted(Security(cap_drop=("all",), cap_add=("kill",))) <= {"CAP_KILL"}
-    assert "CAP_CHOWN" not in oci_security.granted(Security(cap_drop=("CAP_chown",)))
+    default = security.granted(Security())
+    assert default == security.DEFAULT_CAPABILITIES & security.granted(Security(privileged=True))
+    assert security.granted(Security(cap_drop=("all",), cap_add=("kill",))) <= {"CAP_KILL"}
+    assert "CAP_CHOWN" not in security.granted(Security(cap_drop=("CAP_chown",)))
 
 
 def test_the_filter_opens_with_capabilities() -> None:
-    closed, opened = oci_seccomp.profile((), ()), oci_seccomp.profile(("CAP_SYS_ADMIN",), ())
+    closed, opened = seccomp.profile((), ()), seccomp.profile(("CAP_SYS_ADMIN",), ())
     assert "mount" not in closed["syscalls"][0]["names"]
     assert "mount" in opened["syscalls"][0]["names"]
     refused = next(rule for rule in closed["syscalls"] if rule["action"] == "SCMP_ACT_ERRNO")
@@ -178,11 +178,11 @@ def test_the_filter_opens_with_capabilities() -> None:
 
 def test_a_filter_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "filter.json"
-    file.write_text(json.dumps(oci_seccomp.profile((), ("SCMP_ARCH_X86_64",))))
-    guards = oci_security.kernel_guards(Security(seccomp=str(file)), ())
-    assert guards["seccomp"] == oci_seccomp.profile((), ("SCMP_ARCH_X86_64",))
-    assert "seccomp" not in oci_security.kernel_guards(Security(seccomp="unconfined"), ())
-    assert "maskedPaths" in oci_security.kernel_guards(Security(seccomp="unconfined"), ())
+    file.write_text(json.dumps(seccomp.profile((), ("SCMP_ARCH_X86_64",))))
+    guards = security.kernel_guards(Security(seccomp=str(file)), ())
+    assert guards["seccomp"] == seccomp.profile((), ("SCMP_ARCH_X86_64",))
+    assert "seccomp" not in security.kernel_guards(Security(seccomp="unconfined"), ())
+    assert "maskedPaths" in security.kernel_guards(Security(seccomp="unconfined"), ())
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_a_file_that_is_no_filter(tmp_path: Path, text: str) -> None:
     file = tmp_path / "filter.json"
     file.write_text(text)
     with pytest.raises(InvalidSpec, match="seccomp profile"):
-        oci_seccomp.read(str(file))
+        seccomp.read(str(file))
 
 
 def test_no_file_no_filter() -> None:
     with pytest.raises(InvalidSpec, match="'/no/such' cannot be read: No such file"):
-        oci_seccomp.read("/no/such")
+        seccomp.read("/no/such")
 
 
 @pytest.mark.parametrize(("machine", "kin"), [("x86_64", "ld-linux.so.2"), ("aarch64", "ld-musl-armhf.so.1")])
@@ -214,12 +214,12 @@ def test_the_filter_knows_the_32_bit_kin_of_images_that_have_its_loader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, kin: str
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert len(oci_security.architectures("amd64", tmp_path)) == 1
-    assert len(oci_security.architectures("386", tmp_path)) == 2
+    assert len(security.architectures("amd64", tmp_path)) == 1
+    assert len(security.architectures("386", tmp_path)) == 2
     (tmp_path / "usr/lib").mkdir(parents=True)
     (tmp_path / "lib").symlink_to("/usr/lib")
     (tmp_path / "usr/lib" / kin).touch()
-    assert len(oci_security.architectures("amd64", tmp_path)) == 2
+    assert len(security.architectures("amd64", tmp_path)) == 2
 
 
 def test_the_last_error_of_a_log(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zlayer_driver.backends import vm_boot, vm_guest
-from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.vm_boot import BootFiles
 from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
 from zlayer_driver.errors import InvalidSpec, Unsupported

@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
-from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_runtime import Runtime, command_fault, last_error
-from zlayer_driver.backends.oci_users import resolve
+from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.runtime import command_fault, last_error
+from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
@@ -28,9 +29,7 @@ _TERM = "TERM=xterm"  # below what the container says
 class Exec:
     """One command: its three files in the bundle, and the runtime's command line for it."""
 
-    def __init__(
-        self, root: Path, bundle: Bundle, runtime: Runtime, argv: Sequence[str], options: ExecOptions, *, tty: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, runtime: OciRuntime, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> None:
         if not argv or any("\0" in part for part in argv):
             raise InvalidSpec("a command to execute needs a name, and no NUL byte")
         base = bundle.dir / f"exec-{secrets.token_hex(6)}"
@@ -39,7 +38,7 @@ class Exec:
         self.name = argv[0]
         self._process.write_text(json.dumps(_process(bundle, argv, options, tty=tty)))
         files = ("--pid-file", str(self._pid), "--process", str(self._process))
-        self.argv = [runtime.path, *runtime.options(root, self._log), "exec", *files, bundle.id]
+        self.argv = [runtime.path, *runtime.options(bundle, self._log), "exec", *files, bundle.id]
 
     def exit(self, status: int, stderr: bytes = b"") -> tuple[Exit, str]:
         """The exit, and the runtime's reason where the command could not be run: 127 or 126, as in a shell."""

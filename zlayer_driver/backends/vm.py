@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from zlayer_driver.backends import Context, vm_exec, vm_guest
-from zlayer_driver.backends.oci import Images, OciBackend
-from zlayer_driver.backends.oci_bundle import Bundle, Record
-from zlayer_driver.backends.oci_container import Container
-from zlayer_driver.backends.oci_runtime import OciRuntime, Runtime
-from zlayer_driver.backends.oci_steps import Step
-from zlayer_driver.backends.oci_users import resolve
+from zlayer_driver.backends.stored_images import Images
+from zlayer_driver.backends.supervised.backend import Supervised
+from zlayer_driver.backends.supervised.bundle import Bundle, Record
+from zlayer_driver.backends.supervised.making import Step
+from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.backends.vm_machine import Machines, check
-from zlayer_driver.backends.vm_steps import VM_STEPS, disk_of, runtime
+from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.guest.frames import USAGE, Kind, fields
-from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources
+from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 
 _INTERVAL_S = 1.0
@@ -41,33 +41,36 @@ def missing(config: PluginConfig) -> str:
     return ""
 
 
-class VmRuntimes(OciRuntime):
-    """The one «runtime» of this backend."""
-
-    def __init__(self, machines: Machines) -> None:
-        super().__init__()
-        self._machines = machines
-
-    async def select(self, wanted: str = "") -> Runtime:
-        if wanted:
-            raise Unsupported("a VM has no OCI runtime", hint="take oci_runtime out of the task's config")
-        return runtime(await self._machines.find())
-
-
-class VmBackend(OciBackend):
-    """``hang_timeout_s`` of a guest that answers nothing: see `vm_steps.VmRuntime`."""
+class VmBackend(Supervised):
+    """``machines`` finds what a guest runs on."""
 
     def __init__(self, *, root: Path, store: Images, machines: Machines, steps: tuple[Step, ...] = VM_STEPS) -> None:
-        super().__init__(name="vm", root=root, store=store, runtime=VmRuntimes(machines), steps=steps)
+        super().__init__(name="vm", root=root, store=store, steps=steps)
         self._machines = machines
+
+    async def _runtime_for(self, spec: TaskSpec) -> VmRuntime:
+        if spec.oci_runtime:
+            raise Unsupported("a VM has no OCI runtime", hint="take oci_runtime out of the task's config")
+        return VmRuntime(machine=await self._machines.find())
+
+    def _runtime_of(self, record: Record) -> VmRuntime:
+        return VmRuntime(record.runtime)
 
     async def probe(self) -> Fingerprint:
         base = await super().probe()
         if base.health is not Health.HEALTHY:
             return base
-        machine = await self._machines.find()
-        attributes = {"qemu.version": machine.version, "machine": machine.kind, "accelerator": machine.accelerator}
-        return Fingerprint(Health.HEALTHY, f"QEMU {machine.version}, {machine.accelerator}", attributes | {"kernel": machine.files.release})
+        try:
+            machine = await self._machines.find()
+        except Unsupported as error:
+            return Fingerprint(Health.UNDETECTED, str(error))
+        known = {
+            "qemu.version": machine.version,
+            "machine": machine.kind,
+            "accelerator": machine.accelerator,
+            "kernel": machine.files.release,
+        }
+        return replace(base, description=f"QEMU {machine.version}, {machine.accelerator}", attributes={**base.attributes, **known})
 
     async def sweep(self, *, orphans_after_s: float | None = None) -> None:
         """As its base, and takes away the disks of images that are gone."""
@@ -78,14 +81,14 @@ class VmBackend(OciBackend):
                 disk.unlink(missing_ok=True)
 
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float, options: ExecOptions | None = None) -> ExecResult:
-        bundle = self._running(handle)
+        bundle = self._running(handle).bundle
         payload = self._payload(bundle, argv, options or ExecOptions(), tty=False)
         return await vm_exec.execute(bundle, payload, name=argv[0], timeout_s=timeout_s)
 
     async def stream_exec(
         self, handle: Handle, argv: Sequence[str], *, tty: bool, stdin: AsyncIterator[ExecInput] | None = None
     ) -> AsyncIterator[ExecEvent]:
-        bundle = self._running(handle)
+        bundle = self._running(handle).bundle
         return vm_exec.stream(bundle, self._payload(bundle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
 
     async def pause(self, handle: Handle) -> None:
@@ -100,7 +103,7 @@ class VmBackend(OciBackend):
         return ()
 
     async def usage(self, handle: Handle) -> Usage:
-        cpu_us, memory, _ = (await vm_exec.call(self._running(handle), Kind.PING)).unpack(USAGE)
+        cpu_us, memory, _ = (await vm_exec.call(self._running(handle).bundle, Kind.PING)).unpack(USAGE)
         return Usage(cpu_us, memory, 0)
 
     async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
@@ -117,23 +120,12 @@ class VmBackend(OciBackend):
                 async with asyncio.timeout(_INTERVAL_S):
                     await container.wait()
 
-    def _running(self, handle: Handle) -> Bundle:
-        container: Container = self._watched(handle)
-        if container.ended:
-            raise NotFound(handle.task_id, "it has ended")
-        return container.bundle
-
     def _payload(self, bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> bytes:
         user = resolve(bundle.rootfs, options.user) if options.user else None
         told = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)} if user else None
         return vm_guest.command(bundle, argv, options, told, tty=tty)
 
     async def _limit(self, handle: Handle, limits: list[tuple[str, str]]) -> None:
-        answer = await vm_exec.call(self._running(handle), Kind.LIMIT, fields(limits))
+        answer = await vm_exec.call(self._running(handle).bundle, Kind.LIMIT, fields(limits))
         if answer.kind is Kind.FAILED:
             raise InvalidSpec(f"the VM of {handle.task_id!r} cannot {answer.failure()[1]}")
-
-    async def _ran(self, bundle: Bundle, record: Record) -> bool:
-        """The monitor says so before it lets the container run."""
-        del record
-        return bundle.started.exists()

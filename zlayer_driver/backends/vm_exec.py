@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
-from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.guest.frames import CHUNK, CREDIT, EXIT, NUMBER, SIZE, WINDOW, Frame, Kind, Parser, pack
 from zlayer_driver.model import ExecResult, Exit

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_security import CAPABILITIES
+from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.security import CAPABILITIES
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.guest.frames import PAYLOAD_MAX, fields
 from zlayer_driver.host.steering import Link, Route

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zlayer_driver.backends import vm_boot
-from zlayer_driver.backends.oci_bundle import boot_id
+from zlayer_driver.backends.supervised.bundle import boot_id
 from zlayer_driver.backends.vm_boot import AGENT, BootFiles, KernelPackage
 from zlayer_driver.errors import Unsupported
 from zlayer_driver.host.processes import capture

@@ -1,4 +1,4 @@
-"""The steps of making a container in a VM: those of an OCI container, with a disk, the host's directories and a guest in place of a runtime's."""
+"""The steps of making a container in a VM: the shared ones, with a disk, the host's directories and a guest between them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zlayer_driver.backends import vm_guest
-from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_runtime import Runtime
-from zlayer_driver.backends.oci_spec import hostname
-from zlayer_driver.backends.oci_steps import STEPS, Making, Step, end_strays, remove_container
+from zlayer_driver.backends.supervised.bundle import Bundle, Record
+from zlayer_driver.backends.supervised.making import Making, Step
+from zlayer_driver.backends.supervised.spec import hostname
+from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, end_strays, nothing, remove_container
 from zlayer_driver.backends.vm_exec import call
 from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
 from zlayer_driver.errors import CreateFailed, InternalError, NotFound
 from zlayer_driver.guest.frames import Kind
 from zlayer_driver.host import mounts, steering
-from zlayer_driver.host.processes import Completed
 from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.image.values import Image
 
@@ -32,9 +31,13 @@ _BIND, _RECURSIVE = 4096, 16384
 
 
 @dataclass(frozen=True, slots=True)
-class VmRuntime(Runtime):
-    """The monitor in the place of an OCI runtime: it knows ``create`` as a command, and ``start`` as a call."""
+class VmRuntime:
+    """The monitor in the place of an OCI runtime: it knows ``create`` as a command, and a start as a call.
 
+    ``hang_timeout_s`` is for a guest that answers nothing. ``machine`` is needed to make a container, not to speak with one.
+    """
+
+    path: str = sys.executable
     machine: Machine | None = None
     hang_timeout_s: float = _HANG_TIMEOUT_S
 
@@ -42,27 +45,23 @@ class VmRuntime(Runtime):
     def name(self) -> str:
         return "the VM"
 
-    def options(self, _root: Path, log: Path | None = None) -> tuple[str, ...]:
+    def options(self, _bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
         return (*_MONITOR, *(("--log", str(log)) if log else ()))
 
-    async def run(self, root: Path, *arguments: str, log: Path | None = None) -> Completed:
-        del log
-        verb, name = arguments
-        if verb != "start":
-            raise InternalError(f"a VM has no verb {verb!r}")
+    async def start(self, bundle: Bundle, _log: Path) -> str:
         try:
-            answer = await call(Bundle(root, name), Kind.START)
+            answer = await call(bundle, Kind.START)
         except NotFound as error:
-            return Completed(1, b"", str(error).encode())
+            return str(error)
         if answer.kind is Kind.DONE:
-            return Completed(0, b"", b"")
+            return ""
         number, what = answer.failure()
         told = f"exec: {os.strerror(number)}" if what == "execute" else f"the guest cannot {what}: {os.strerror(number)}"
-        return Completed(1, b"", told.lower().encode())
+        return told.lower()
 
-
-def runtime(machine: Machine) -> VmRuntime:
-    return VmRuntime(sys.executable, machine.version, machine)
+    async def ran(self, bundle: Bundle, _record: Record) -> bool:
+        """The monitor says so before it lets the container run."""
+        return bundle.started.exists()
 
 
 def _machine(making: Making) -> tuple[Machine, float]:
@@ -79,12 +78,12 @@ def disk_of(root: Path, digest: str) -> Path:
 
 
 async def _make_disk(making: Making) -> None:
-    await asyncio.to_thread(_disk, making.root, making.image, making.bundle)
+    await asyncio.to_thread(_disk, making.image, making.bundle)
 
 
-def _disk(root: Path, image: Image, bundle: Bundle) -> None:
+def _disk(image: Image, bundle: Bundle) -> None:
     """The image as a read-only block image, once for all its containers; whoever comes second waits for the first."""
-    disk = disk_of(root, image.digest)
+    disk = disk_of(bundle.root, image.digest)
     disk.parent.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(disk.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -100,10 +99,6 @@ def _disk(root: Path, image: Image, bundle: Bundle) -> None:
         half.rename(disk)
     finally:
         os.close(lock)
-
-
-async def _nothing(_root: Path, _bundle: Bundle) -> None:
-    """Goes with the directory, or with the image."""
 
 
 # shares
@@ -123,7 +118,7 @@ def _bind(sources: list[Path], share: Path) -> None:
         mounts.mount(str(source), target, "", _BIND | _RECURSIVE)
 
 
-async def _unbind_shares(_root: Path, bundle: Bundle) -> None:
+async def _unbind_shares(bundle: Bundle) -> None:
     for target in sorted((bundle.dir / "share").glob("*")):
         await asyncio.to_thread(mounts.unmount, target)
 
@@ -140,7 +135,7 @@ async def _join_network(making: Making) -> None:
         await steering.steer(network.netns_path, link, _tap(making.bundle), directory / "steering")
 
 
-async def _leave_network(_root: Path, bundle: Bundle) -> None:
+async def _leave_network(bundle: Bundle) -> None:
     if found := _joined(bundle):
         await steering.release(*found, _tap(bundle))
 
@@ -178,7 +173,7 @@ async def _describe_guest(making: Making) -> None:
     link = _link(making)
     qemu = machine.command(
         bundle.id,
-        disk=disk_of(making.root, making.image.digest),
+        disk=disk_of(making.bundle.root, making.image.digest),
         memory_bytes=memory_bytes(task.resources),
         cpus=cpus(task.resources),
         shares=shares,
@@ -200,21 +195,20 @@ def _backend(making: Making) -> str:
     return "user" if making.task.network.mode == "host" else f"tap,ifname={_tap(making.bundle)},script=no,downscript=no"
 
 
-async def _remove_vm(root: Path, bundle: Bundle) -> None:
+async def _remove_vm(bundle: Bundle) -> None:
     """QEMU and the daemon die with the monitor; that they have is seen here."""
-    await remove_container(root, bundle)
-    await end_strays(root, bundle)
+    await remove_container(bundle)
+    await end_strays(bundle)
 
 
-_OCI = {step.name: step for step in STEPS}
 VM_STEPS = (
-    _OCI["directory"],
-    _OCI["rootfs"],
-    _OCI["config"],
-    Step("disk", _make_disk, _nothing),
+    DIRECTORY,
+    ROOTFS,
+    CONFIG,
+    Step("disk", _make_disk, nothing),
     Step("shares", _bind_shares, _unbind_shares),
     Step("network", _join_network, _leave_network),
-    Step("guest", _describe_guest, _nothing),
-    Step("container", _OCI["container"].do, _remove_vm),
-    _OCI["run"],
+    Step("guest", _describe_guest, nothing),
+    replace(CONTAINER, undo=_remove_vm),
+    RUN,
 )

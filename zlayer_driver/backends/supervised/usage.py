@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from zlayer_driver.backends.oci_container import Container
+from zlayer_driver.backends.supervised.container import Container
 from zlayer_driver.host import cgroups, usage
 from zlayer_driver.readings import UsageSample
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zlayer_driver.backends import oci_resources, oci_security
-from zlayer_driver.backends.oci_bundle import Bundle
-from zlayer_driver.backends.oci_users import User
+from zlayer_driver.backends.supervised import resources, security
+from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.users import User
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.image.values import ImageConfig
 from zlayer_driver.model import Mount, TaskSpec
@@ -36,10 +36,10 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User)
         "linux": {
             "cgroupsPath": bundle.cgroup,
             "namespaces": _namespaces(task),
-            "resources": oci_resources.resources(task),
-            "devices": oci_resources.devices(task),
+            "resources": resources.resources(task),
+            "devices": resources.devices(task),
             "sysctl": dict(task.sysctls),
-            **oci_security.kernel_guards(task.security, oci_security.architectures(image.arch, bundle.rootfs)),
+            **security.kernel_guards(task.security, security.architectures(image.arch, bundle.rootfs)),
             **_root_propagation(task.mounts),
         },
     }
@@ -87,13 +87,13 @@ def _process(task: TaskSpec, image: ImageConfig, user: User) -> Doc:
         "args": [*((_INIT, "--") if task.init else ()), *command_line(task, image)],
         "env": environment(task, image, user.home),
         "cwd": work_dir,
-        "capabilities": oci_security.capabilities(task.security),
+        "capabilities": security.capabilities(task.security),
         "noNewPrivileges": task.security.no_new_privileges,
     }
     if task.ulimits:
-        process["rlimits"] = [oci_resources.rlimit(ulimit) for ulimit in task.ulimits]
+        process["rlimits"] = [resources.rlimit(ulimit) for ulimit in task.ulimits]
     if task.resources.oom_score_adj:
-        process["oomScoreAdj"] = oci_resources.oom_score_adj(task.resources.oom_score_adj)
+        process["oomScoreAdj"] = resources.oom_score_adj(task.resources.oom_score_adj)
     return process
 
 

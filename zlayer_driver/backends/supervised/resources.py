@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from zlayer_driver.backends import oci_security
+from zlayer_driver.backends.supervised import security
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.host import cgroups
 from zlayer_driver.model import Device, Resources, TaskSpec, Ulimit
@@ -77,7 +77,7 @@ def rlimit(ulimit: Ulimit) -> Doc:
     """`InvalidSpec` for more than the driver may give: beyond its own hard limit it needs CAP_SYS_RESOURCE."""
     own = resource.getrlimit(getattr(resource, f"RLIMIT_{ulimit.name.upper()}"))[1]
     soft, hard = (_INFINITY if value is None else value for value in (ulimit.soft, ulimit.hard))
-    if own != resource.RLIM_INFINITY and hard > own and "CAP_SYS_RESOURCE" not in oci_security.own_capabilities():
+    if own != resource.RLIM_INFINITY and hard > own and "CAP_SYS_RESOURCE" not in security.own_capabilities():
         wanted = "unlimited" if ulimit.hard is None else ulimit.hard
         raise InvalidSpec(
             f"ulimit {ulimit.name} cannot be {wanted}: the driver's own hard limit on this node is {own}",

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from zlayer_driver.backends import oci_seccomp
+from zlayer_driver.backends.supervised import seccomp
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.host.rootfs import exists_in
 from zlayer_driver.model import Security
@@ -145,7 +145,7 @@ def kernel_guards(security: Security, known: tuple[str, ...]) -> Doc:
         return {}
     guards: Doc = {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY)}
     if security.seccomp != "unconfined":
-        guards["seccomp"] = oci_seccomp.read(security.seccomp) if security.seccomp else oci_seccomp.profile(granted(security), known)
+        guards["seccomp"] = seccomp.read(security.seccomp) if security.seccomp else seccomp.profile(granted(security), known)
     return guards
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from zlayer_driver.backends.oci_bundle import Bundle
+from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.errors import CreateFailed, TimedOut
 from zlayer_driver.host.logs import LogEnds
 from zlayer_driver.host.pidfd import ProcessId, identify

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from signal import SIGKILL
 
-from zlayer_driver.backends.oci_bundle import Bundle, Record, boot_id
+from zlayer_driver.backends.supervised.bundle import Bundle, Record, boot_id
 from zlayer_driver.errors import TimedOut
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd

@@ -15,7 +15,7 @@
         ended.json      the `Exit`, once somebody has asked for it
         kept            locked, shared, by every process that has started or recovered the container, as long as it lives
         destroying      there once it is to go: a half-destroyed one is finished, never used again
-    root/rt/<runtime>/  the runtime's own state
+    root/rt/<runtime>/  an OCI runtime's own state
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Bundle:
     """Paths and marks of one container. Nothing need exist."""
 
     def __init__(self, root: Path, name: str) -> None:
+        self.root = root
         self.id = name
         self.dir = root / "c" / name
         self.config = self.dir / "config.json"

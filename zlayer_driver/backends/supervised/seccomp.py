@@ -1,6 +1,6 @@
 """The system call filter of a container: what programs need is allowed, what reaches into the machine is not.
 
-The names are in ``oci_seccomp.json``. Those that it does not have answer ENOSYS, so that programs fall back as they do on an older kernel (that
+The names are in ``seccomp.json``. Those that it does not have answer ENOSYS, so that programs fall back as they do on an older kernel (that
 goes for io_uring, and for ``clone3``, whose flags a filter cannot see); what a capability would open answers EPERM while the container does
 not hold it, and so does what no capability of a container opens: kernel keyrings are not namespaced, the rest changes the machine.
 """
@@ -74,5 +74,5 @@ def _compare(value: int, operator: str) -> Doc:
 
 @cache
 def _table() -> Doc:
-    table: Doc = json.loads(files(__package__).joinpath("oci_seccomp.json").read_text())
+    table: Doc = json.loads(files(__package__).joinpath("seccomp.json").read_text())
     return table

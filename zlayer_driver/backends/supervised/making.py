@@ -1,0 +1,97 @@
+"""Making a container is a list of named steps; removing one is the same list backwards.
+
+Each undo works from disk alone, whether its step was done, half done or never begun, so that any process can remove what another,
+killed at any moment, has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.container import Container
+from zlayer_driver.backends.supervised.runtime import Runtime
+from zlayer_driver.errors import InternalError
+from zlayer_driver.image.values import Image
+from zlayer_driver.model import TaskSpec
+
+
+@dataclass(slots=True)
+class Making:
+    """One container in the making; ``container`` is there once its processes are, before it runs: it may be over in no time."""
+
+    bundle: Bundle
+    task: TaskSpec
+    image: Image
+    runtime: Runtime
+    container: Container | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.bundle.dir / "runtime.log"
+
+    @property
+    def digest(self) -> str:
+        """Of the spec; the same for the same spec in any process. Credentials are no part of what a container is."""
+        fields = {field.name: getattr(self.task, field.name) for field in dataclasses.fields(self.task) if field.name != "auth"}
+        return hashlib.sha256(json.dumps(fields, default=_plain, sort_keys=True).encode()).hexdigest()
+
+    def close(self) -> None:
+        if self.container is not None:
+            self.container.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``undo`` must do for a step that failed half-way, too."""
+
+    name: str
+    do: Callable[[Making], Awaitable[None]]
+    undo: Callable[[Bundle], Coroutine[Any, Any, None]]
+
+
+def _plain(value: object) -> object:
+    """The parts of a spec that JSON does not know: mappings, and frozen values in it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}  # type: ignore[arg-type]  # all else is a dataclass
+
+
+async def make_container(making: Making, steps: tuple[Step, ...]) -> Container:
+    """Runs every step; the first that fails, or is cancelled, has all up to it undone."""
+    async with AsyncExitStack() as undo:
+        undo.callback(making.close)
+        for step in steps:
+            undo.push_async_callback(_uninterrupted, step.undo, making.bundle)
+            await step.do(making)
+        if making.container is None:
+            raise InternalError("the steps of a start made no container")
+        undo.pop_all()
+    return making.container
+
+
+async def remove(bundle: Bundle, steps: tuple[Step, ...]) -> None:
+    """Undoes every step. The caller holds the bundle's lock. Goes on where an earlier removal was interrupted."""
+    for step in reversed(steps):
+        await _uninterrupted(step.undo, bundle)
+
+
+async def _uninterrupted(undo: Callable[[Bundle], Coroutine[Any, Any, None]], bundle: Bundle) -> None:
+    """A cancelled caller waits for the end of what it has begun, and is cancelled then."""
+    task = asyncio.ensure_future(undo(bundle))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        raise cancelled
