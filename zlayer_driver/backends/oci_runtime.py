@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.runtime import last_error
+from zlayer_driver.backends.supervised.security import own_capabilities
 from zlayer_driver.backends.supervised.steps import settle
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
@@ -31,6 +32,10 @@ class OciRuntime:
     @property
     def name(self) -> str:
         return Path(self.path).name
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return own_capabilities()
 
     def options(self, bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
         """They are the same for crun, runc and youki."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from zlayer_driver.backends import vm_guest
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.making import Making, Step
+from zlayer_driver.backends.supervised.security import CAPABILITIES
 from zlayer_driver.backends.supervised.spec import hostname
 from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, end_strays, nothing, remove_container
 from zlayer_driver.backends.vm_exec import call
@@ -44,6 +45,11 @@ class VmRuntime:
     @property
     def name(self) -> str:
         return "the VM"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """All of its own kernel, whatever the driver has of the node's."""
+        return frozenset(CAPABILITIES)
 
     def options(self, _bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
         return (*_MONITOR, *(("--log", str(log)) if log else ()))

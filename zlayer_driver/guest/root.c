@@ -133,7 +133,7 @@ static struct fail make_cgroup(int *cgroup)
 {
 	if (mount("cgroup2", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 		return FAIL("mount the control groups");
-	if (write_file(AT_FDCWD, "/cgroup/cgroup.subtree_control", "+memory +pids +cpu") || mkdir("/cgroup/task", 0755))
+	if (write_file(AT_FDCWD, "/cgroup/cgroup.subtree_control", "+memory +pids +cpu +cpuset +io") || mkdir("/cgroup/task", 0755))
 		return FAIL("make the control group");
 	*cgroup = open("/cgroup/task", O_PATH | O_CLOEXEC);
 	return *cgroup < 0 ? FAIL("open the control group") : OK;

@@ -23,6 +23,11 @@ class Runtime(Protocol):
         """As in a sentence that tells a user what it said."""
         ...
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a container of it can be given."""
+        ...
+
     def options(self, bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
         """What stands before the verb. Errors are told in ``log``, which `last_error` reads."""
         ...

@@ -121,15 +121,13 @@ def architectures(image_arch: str, rootfs: Path) -> tuple[str, ...]:
     return (own, kin) if wanted else (own,)
 
 
-def capabilities(security: Security) -> Doc:
+def capabilities(held: frozenset[str]) -> Doc:
     """The three sets that matter to a program that does not know of capabilities; nothing is inheritable or ambient."""
-    held = sorted(granted(security))
-    return {"bounding": held, "effective": held, "permitted": held}
+    return {kind: sorted(held) for kind in ("bounding", "effective", "permitted")}
 
 
-def granted(security: Security) -> frozenset[str]:
-    """`InvalidSpec` for a name that is no capability, or one that the driver does not have itself and so cannot give."""
-    ours = own_capabilities()
+def granted(security: Security, ours: frozenset[str]) -> frozenset[str]:
+    """Of those that are ours to give; `InvalidSpec` for a name that is no capability, or one that is not ours."""
     added, dropped = _named(security.cap_add), _named(security.cap_drop)
     if security.privileged or "CAP_ALL" in added:
         return ours - dropped if "CAP_ALL" not in dropped else added - {"CAP_ALL"}
@@ -139,13 +137,13 @@ def granted(security: Security) -> frozenset[str]:
     return (kept | added) & ours
 
 
-def kernel_guards(security: Security, known: tuple[str, ...]) -> Doc:
+def kernel_guards(security: Security, held: frozenset[str], known: tuple[str, ...]) -> Doc:
     """The parts of the spec's ``linux`` object that fence the container in; nothing for a privileged one."""
     if security.privileged:
         return {}
     guards: Doc = {"maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY)}
     if security.seccomp != "unconfined":
-        guards["seccomp"] = seccomp.read(security.seccomp) if security.seccomp else seccomp.profile(granted(security), known)
+        guards["seccomp"] = seccomp.read(security.seccomp) if security.seccomp else seccomp.profile(held, known)
     return guards
 
 

@@ -25,11 +25,12 @@ _IPC_DIRECTORIES = ("/dev/shm", "/dev/mqueue")  # noqa: S108  # of the container
 _PROPAGATION = {"private": "rprivate", "rprivate": "rprivate", "rslave": "rslave", "rshared": "rshared"}
 
 
-def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User) -> Doc:
-    """`InvalidSpec` for a task that contradicts itself or its image."""
+def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User, capabilities: frozenset[str]) -> Doc:
+    """``capabilities`` are what the container can be given; `InvalidSpec` for a task that contradicts itself or its image."""
+    held = security.granted(task.security, capabilities)
     return {
         "ociVersion": "1.0.2",
-        "process": _process(task, image, user),
+        "process": _process(task, image, user, held),
         "root": {"path": str(bundle.rootfs), "readonly": task.security.readonly_rootfs},
         **({} if "uts" in task.security.host_namespaces else {"hostname": hostname(task, bundle)}),
         "mounts": _mounts(task, bundle),
@@ -39,7 +40,7 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User)
             "resources": resources.resources(task),
             "devices": resources.devices(task),
             "sysctl": dict(task.sysctls),
-            **security.kernel_guards(task.security, security.architectures(image.arch, bundle.rootfs)),
+            **security.kernel_guards(task.security, held, security.architectures(image.arch, bundle.rootfs)),
             **_root_propagation(task.mounts),
         },
     }
@@ -77,7 +78,7 @@ def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
     return [f"{name}={value}" for name, value in merged.items()]
 
 
-def _process(task: TaskSpec, image: ImageConfig, user: User) -> Doc:
+def _process(task: TaskSpec, image: ImageConfig, user: User, held: frozenset[str]) -> Doc:
     work_dir = task.work_dir or image.work_dir or "/"
     if not work_dir.startswith("/"):
         raise InvalidSpec(f"working directory {work_dir!r} is not absolute", hint='set "work_dir" to a path such as /srv')
@@ -87,7 +88,7 @@ def _process(task: TaskSpec, image: ImageConfig, user: User) -> Doc:
         "args": [*((_INIT, "--") if task.init else ()), *command_line(task, image)],
         "env": environment(task, image, user.home),
         "cwd": work_dir,
-        "capabilities": security.capabilities(task.security),
+        "capabilities": security.capabilities(held),
         "noNewPrivileges": task.security.no_new_privileges,
     }
     if task.ulimits:

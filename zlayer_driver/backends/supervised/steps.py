@@ -76,7 +76,7 @@ async def _unmount_rootfs(bundle: Bundle) -> None:
 async def _write_config(making: Making) -> None:
     bundle, task = making.bundle, making.task
     user = await asyncio.to_thread(resolve, bundle.rootfs, task.user or making.image.config.user, task.groups)
-    config = runtime_spec(task, making.image.config, bundle, user)
+    config = runtime_spec(task, making.image.config, bundle, user, making.runtime.capabilities)
     etc.write(bundle.etc, task.network, hostname(task, bundle))
     bundle.config.write_text(json.dumps(config))
 
