@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,13 @@ def _open_fds() -> dict[str, str]:
         except OSError:
             continue
     return found
+
+
+@pytest.fixture
+def socket_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for the name of a unix socket, which `tmp_path` may not."""
+    with tempfile.TemporaryDirectory(prefix="zlayer-") as path:
+        yield Path(path)
 
 
 @pytest.fixture

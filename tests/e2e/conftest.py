@@ -48,8 +48,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 class Site:
     """A state directory, an allocation directory, and task ids; nothing of a task may be left in it at the end."""
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, sockets: Path, registry: Registry) -> None:
         self.directory = directory
+        self.sockets = sockets
         self.registry = registry
         self._count = 0
 
@@ -84,8 +85,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, registry: Registry) -> Iterator[Site]:
-    yield Site(tmp_path, registry)
+def site(tmp_path: Path, socket_dir: Path, registry: Registry) -> Iterator[Site]:
+    yield Site(tmp_path, socket_dir, registry)
     assert remains(tmp_path) == []
 
 

@@ -27,7 +27,7 @@ DRIVER = driver_pb2.DESCRIPTOR.services_by_name["Driver"].methods_by_name
 
 @asynccontextmanager
 async def client(site: Site) -> AsyncIterator[GoHost]:
-    async with GoHost.run(site.directory, {"TMPDIR": str(site.directory)}) as go:
+    async with GoHost.run(site.directory, {"TMPDIR": str(site.sockets)}) as go:
         yield go
 
 

@@ -14,17 +14,9 @@ Open = Callable[[], AbstractAsyncContextManager[GoHost]]
 
 
 @pytest.fixture
-def plugin_tmp(tmp_path: Path) -> Path:
-    """Where plugins put their sockets; empty when all have gone."""
-    path = tmp_path / "t"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def open_host(tmp_path: Path, plugin_tmp: Path) -> Open:
-    """Opens one more Go host."""
-    return lambda: GoHost.run(tmp_path, {"TMPDIR": str(plugin_tmp), "PYTHONPATH": str(ROOT)})
+def open_host(tmp_path: Path, socket_dir: Path) -> Open:
+    """Opens one more Go host, whose plugins put their sockets in `socket_dir`."""
+    return lambda: GoHost.run(tmp_path, {"TMPDIR": str(socket_dir), "PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture

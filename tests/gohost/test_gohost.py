@@ -48,7 +48,7 @@ def complaints(go: GoHost) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("argv", [SCRIPTED, REAL])
-async def test_the_three_launches_of_an_agents_start(open_host: Open, plugin_tmp: Path, argv: list[str]) -> None:
+async def test_the_three_launches_of_an_agents_start(open_host: Open, socket_dir: Path, argv: list[str]) -> None:
     async with open_host() as go:
         assert (await go.launch(argv))["version"] == 2
         info = await go.call(BASE["PluginInfo"], base_pb2.PluginInfoRequest())
@@ -68,7 +68,7 @@ async def test_the_three_launches_of_an_agents_start(open_host: Open, plugin_tmp
         assert await go.ask("kill")
         assert time.monotonic() - before < 1.9
         assert complaints(go) == []
-    assert list(plugin_tmp.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []
 
 
 async def test_a_whole_life(go: GoHost) -> None:
@@ -139,7 +139,7 @@ async def test_thirty_tasks_at_once(go: GoHost) -> None:
     assert await asyncio.gather(*(wait(go, task_id) for task_id in ids)) == [(number, 0) for number in range(30)]
 
 
-async def test_the_plugins_death_is_noticed_while_its_children_live(go: GoHost, plugin_tmp: Path) -> None:
+async def test_the_plugins_death_is_noticed_while_its_children_live(go: GoHost, socket_dir: Path) -> None:
     pid = (await go.launch(SCRIPTED))["pid"]
     handle = await start(go, "child")
     (child,) = (number for number in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
@@ -155,14 +155,14 @@ async def test_the_plugins_death_is_noticed_while_its_children_live(go: GoHost, 
         os.kill(child, signal.SIGKILL)
     await go.launch(SCRIPTED)
     await go.call(DRIVER["Init"], driver_pb2.InitRequest())
-    assert len(list(plugin_tmp.iterdir())) == 1
+    assert len(list(socket_dir.iterdir())) == 1
     handle.config.ClearField("msgpack_driver_config")
     await go.call(DRIVER["RecoverTask"], driver_pb2.RecoverTaskRequest(handle=handle))
     await go.call(DRIVER["StopTask"], driver_pb2.StopTaskRequest(task_id=ID))
     assert await wait(go) == (143, 15)
 
 
-async def test_the_agent_dies_and_the_next_one_reattaches(open_host: Open, plugin_tmp: Path) -> None:
+async def test_the_agent_dies_and_the_next_one_reattaches(open_host: Open, socket_dir: Path) -> None:
     async with open_host() as first:
         at = await first.launch(SCRIPTED)
         await first.call(DRIVER["Init"], driver_pb2.InitRequest())
@@ -178,4 +178,4 @@ async def test_the_agent_dies_and_the_next_one_reattaches(open_host: Open, plugi
         await second.call(DRIVER["StopTask"], driver_pb2.StopTaskRequest(task_id=ID))
         assert await waiting == (143, 15)
         assert await second.ask("kill")
-    assert list(plugin_tmp.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []

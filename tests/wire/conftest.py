@@ -26,14 +26,14 @@ class Wire:
 
 
 @pytest.fixture
-async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+async def wire(socket_dir: Path) -> AsyncIterator[Wire]:
     services = rpc.Services()
     under = ScriptedDriver()
     goplugin.add_driver(services, under)
     server = rpc.server(services)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.add_insecure_port(f"unix:{socket_dir}/s")
     await server.start()
-    async with rpc.channel(f"{tmp_path}/s") as channel:
+    async with rpc.channel(f"{socket_dir}/s") as channel:
         base = rpc.Client(channel, base_pb2.DESCRIPTOR.services_by_name["BasePlugin"])
         driver = rpc.Client(channel, driver_pb2.DESCRIPTOR.services_by_name["Driver"])
         yield Wire(under, base, driver, channel)

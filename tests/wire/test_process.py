@@ -28,8 +28,8 @@ ID = "6b1e2d0e-30f4-4b0c-9d7c-55b3a2f0c001/web/1a2b3c4d"
 
 
 @pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    return {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+def env(socket_dir: Path) -> dict[str, str]:
+    return {"TMPDIR": str(socket_dir), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def request(image: str, task_id: str = ID) -> TaskRequest:
     return TaskRequest(id=task_id, name="web", config={"image": image}, alloc_id=task_id.split("/", maxsplit=1)[0])
 
 
-async def test_a_whole_life_of_a_plugin(host: PluginHost, tmp_path: Path) -> None:
+async def test_a_whole_life_of_a_plugin(host: PluginHost, socket_dir: Path) -> None:
     assert await host.plugin_info() == ("zlayer", "0.1.0")
     await host.set_config({"state_dir": "/srv/z", "fallback": ["delegate"]}, validate_only=True)
     await host.set_config({"state_dir": "/srv/z", "fallback": ["delegate"]})
@@ -64,7 +64,7 @@ async def test_a_whole_life_of_a_plugin(host: PluginHost, tmp_path: Path) -> Non
     with pytest.raises(DriverError, match="no such task"):
         await host.wait_task(ID)
     assert await host.stop()
-    assert list(tmp_path.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []
 
 
 async def test_the_socket_is_its_owners_alone(host: PluginHost) -> None:
@@ -73,8 +73,8 @@ async def test_the_socket_is_its_owners_alone(host: PluginHost) -> None:
     assert mode & 0o077 == 0
 
 
-async def test_the_socket_is_shared_with_the_group_that_the_host_names(env: dict[str, str], tmp_path: Path) -> None:
-    directory = tmp_path / "own"
+async def test_the_socket_is_shared_with_the_group_that_the_host_names(env: dict[str, str], socket_dir: Path) -> None:
+    directory = socket_dir / "own"
     directory.mkdir()
     shared = {**env, "PLUGIN_UNIX_SOCKET_DIR": str(directory), "PLUGIN_UNIX_SOCKET_GROUP": str(os.getgid())}
     async with PluginHost.launch(PLUGIN, env=shared) as host:
@@ -129,11 +129,11 @@ async def test_ctrl_c_in_the_agents_terminal_does_not_reach_the_plugin(host: Plu
     assert (await host.inspect_task(ID)).state is TaskState.RUNNING
 
 
-async def test_sigterm_ends_the_plugin(host: PluginHost, tmp_path: Path) -> None:
+async def test_sigterm_ends_the_plugin(host: PluginHost, socket_dir: Path) -> None:
     os.kill(host.pid, signal.SIGTERM)
     async with asyncio.timeout(launch.START_TIMEOUT_S):
         assert await host.exited() == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []
 
 
 async def test_open_calls_do_not_hold_the_exit_and_are_cut_not_answered(host: PluginHost) -> None:
@@ -156,31 +156,31 @@ async def starting(host: PluginHost, image: str) -> asyncio.Task[Handle]:
     return begun
 
 
-async def test_a_start_that_is_under_way_is_undone_before_the_exit(host: PluginHost, tmp_path: Path) -> None:
-    begun = await starting(host, f"undo:{tmp_path}/undone")
+async def test_a_start_that_is_under_way_is_undone_before_the_exit(host: PluginHost, socket_dir: Path) -> None:
+    begun = await starting(host, f"undo:{socket_dir}/undone")
     assert await host.stop()
-    assert (tmp_path / "undone").exists()
+    assert (socket_dir / "undone").exists()
     assert isinstance((await asyncio.gather(begun, return_exceptions=True))[0], DriverError)
 
 
-async def test_a_thread_that_hangs_does_not_hold_the_exit(host: PluginHost, tmp_path: Path) -> None:
+async def test_a_thread_that_hangs_does_not_hold_the_exit(host: PluginHost, socket_dir: Path) -> None:
     begun = await starting(host, "stuck")
     assert await host.stop()
-    assert list(tmp_path.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []
     await asyncio.gather(begun, return_exceptions=True)
 
 
-async def test_a_killed_plugin_is_replaced_and_recovers(env: dict[str, str], tmp_path: Path) -> None:
+async def test_a_killed_plugin_is_replaced_and_recovers(env: dict[str, str], socket_dir: Path) -> None:
     async with PluginHost.launch(PLUGIN, env=env) as first:
         handle = await first.start_task(request("exit:7"))
         await first.kill()
         with pytest.raises(DriverError, match="does not answer") as caught:
             await first.wait_task(ID)
         assert caught.value.recoverable
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(socket_dir.iterdir())) == 1
     async with PluginHost.launch(PLUGIN, env=env) as second:
         await second.init()
-        assert [path.name for path in tmp_path.iterdir()] == [Path(second.address).name]
+        assert [path.name for path in socket_dir.iterdir()] == [Path(second.address).name]
         await second.recover_task(Handle.loads(handle.dumps()), request("exit:7"), after_agent_restart=True)
         assert await second.wait_task(ID) == Exit(7)
 
@@ -201,7 +201,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_plugin_outlives_the_agents_crash_and_is_reattached(env: dict[str, str], tmp_path: Path) -> None:
+async def test_a_plugin_outlives_the_agents_crash_and_is_reattached(env: dict[str, str], socket_dir: Path) -> None:
     agent = await asyncio.create_subprocess_exec(sys.executable, "-c", LEAVE, stdout=subprocess.PIPE, env={**os.environ, **env})
     assert agent.stdout is not None
     address, pid = (await agent.stdout.readline()).decode().split()
@@ -213,7 +213,7 @@ async def test_a_plugin_outlives_the_agents_crash_and_is_reattached(env: dict[st
         assert (await host.inspect_task(ID)).state is TaskState.RUNNING
         await host.stop_task(ID)
         assert await host.wait_task(ID) == Exit(143, 15)
-    assert list(tmp_path.iterdir()) == []
+    assert list(socket_dir.iterdir()) == []
 
 
 async def test_a_program_that_is_no_plugin_says_so(env: dict[str, str]) -> None:
@@ -223,18 +223,18 @@ async def test_a_program_that_is_no_plugin_says_so(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(("directory", "says"), [("d" * 100, "shorter directory"), ("nowhere", "may write to")])
-async def test_a_socket_that_cannot_be_is_said_in_one_line(env: dict[str, str], tmp_path: Path, directory: str, says: str) -> None:
-    argv = ["sh", "-c", f"PLUGIN_UNIX_SOCKET_DIR=/{directory} exec {' '.join(PLUGIN)} 2>{tmp_path}/log"]
+async def test_a_socket_that_cannot_be_is_said_in_one_line(env: dict[str, str], socket_dir: Path, directory: str, says: str) -> None:
+    argv = ["sh", "-c", f"PLUGIN_UNIX_SOCKET_DIR=/{directory} exec {' '.join(PLUGIN)} 2>{socket_dir}/log"]
     with pytest.raises(DriverError, match="no plugin"):
         async with PluginHost.launch(argv, env=env):
             pytest.fail("it cannot start")
-    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    (line,) = (socket_dir / "log").read_text(encoding="utf-8").splitlines()
     entry = json.loads(line)
     assert entry["@level"] == "error"
     assert says in entry["error"]
 
 
-def test_only_dead_plugins_sockets_are_swept(tmp_path: Path) -> None:
+def test_only_dead_plugins_sockets_are_swept(socket_dir: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
     names = {
@@ -244,13 +244,13 @@ def test_only_dead_plugins_sockets_are_swept(tmp_path: Path) -> None:
     }
     with sockets.socket(sockets.AF_UNIX) as gone, sockets.socket(sockets.AF_UNIX) as served, sockets.socket(sockets.AF_UNIX) as alive:
         for name, sock in (("gone", gone), ("served", served), ("alive", alive)):
-            sock.bind(str(tmp_path / names[name]))
+            sock.bind(str(socket_dir / names[name]))
         served.listen()
-        (tmp_path / "zlayer-plugin-x-y.sock").touch()
-        (tmp_path / f"zlayer-plugin-{dead.pid}-file.sock").touch()
-        socket.sweep(tmp_path)
-    assert not (tmp_path / names["gone"]).exists()
-    assert len(list(tmp_path.iterdir())) == 4
+        (socket_dir / "zlayer-plugin-x-y.sock").touch()
+        (socket_dir / f"zlayer-plugin-{dead.pid}-file.sock").touch()
+        socket.sweep(socket_dir)
+    assert not (socket_dir / names["gone"]).exists()
+    assert len(list(socket_dir.iterdir())) == 4
 
 
 def test_nothing_heavy_is_imported_before_the_handshake(env: dict[str, str]) -> None:

@@ -57,7 +57,7 @@ async def plugin(argv: Sequence[str], env: Mapping[str, str]) -> AsyncIterator[S
         await process.wait()
         await reading
     if not address:
-        said = " ".join(str(entry.get("@message")) for entry in logs[-3:])
+        said = "; ".join(str(entry.get("error") or entry.get("@message")) for entry in logs[-3:])
         raise DriverError(f"{argv[0]} is no plugin of this protocol: its first line is {line!r}, its last words are {said!r}")
 
 
