@@ -12,6 +12,7 @@ from zlayer_driver.cli import images as imaging
 from zlayer_driver.cli import overlay as overlaying
 from zlayer_driver.cli import place as placing
 from zlayer_driver.cli import run as running
+from zlayer_driver.cli.agent import agent
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, show_record, show_rows
 from zlayer_driver.config import PluginConfig, parse
@@ -95,3 +96,4 @@ for image_command in imaging.COMMANDS:
 cli.add_command(running.run)
 cli.add_command(placing.place)
 cli.add_command(overlaying.overlay)
+cli.add_command(agent)

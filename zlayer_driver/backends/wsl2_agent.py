@@ -1,0 +1,206 @@
+"""The end of `wsl2_wire` that has the backend: in the distro, on standard input and output, until they close."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from zlayer_driver.backends.supervised.bundle import container_id
+from zlayer_driver.backends.wsl2_wire import PROGRESS, Message, Signature, failure, pack, signature
+from zlayer_driver.contract import Backend
+from zlayer_driver.errors import DriverError
+from zlayer_driver.model import Exit, Handle, Target, TaskSpec
+
+_DRAIN_TIMEOUT_S: Final = 5.0  # of a relay whose reader does not read
+
+
+class _Logs:
+    """The FIFOs that a container writes to, in a directory that also holds ``relay``, to which the relay writes once it has opened them.
+
+    Until then both ends are held here, so that nothing is lost of a container that is quick.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._held = [os.open(directory / name, os.O_RDWR | os.O_CLOEXEC) for name in ("out", "err")]
+        self._relay = os.open(directory / "relay", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._drained = asyncio.Event()
+        self.lacks_relay = True
+        try:
+            os.read(self._relay, 1)
+        except BlockingIOError:  # one is at work, for an agent before this one
+            self.lacks_relay = False
+            self._let_go()
+        self._loop.add_reader(self._relay, self._hear)
+
+    def _hear(self) -> None:
+        if not os.read(self._relay, 64):
+            self._loop.remove_reader(self._relay)
+            self._drained.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
+
+    async def drained(self) -> None:
+        """Returns when the relay has passed everything on."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                await self._drained.wait()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._relay)
+        os.close(self._relay)
+        self._let_go()
+
+
+class Logged:
+    """A backend whose containers write to FIFOs below ``directory``; the handle's data says where, for a relay to read them."""
+
+    def __init__(self, backend: Backend, directory: Path) -> None:
+        self._backend = backend
+        self._directory = directory
+        self._logs: dict[str, _Logs] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def inner(self, handle: Handle) -> Handle:
+        """As the backend itself gave it."""
+        return Handle(handle.task_id, Target.PRIMARY, self._backend.name, handle.data.get("inner", {}))
+
+    async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
+        self._remove(spec.id)
+        directory = self._of(spec.id)
+        directory.mkdir(mode=0o700, parents=True)
+        out, err, relay = (str(directory / name) for name in ("out", "err", "relay"))
+        for path in (out, err, relay):
+            os.mkfifo(path, 0o600)
+        self._logs[spec.id] = _Logs(directory)
+        try:
+            data = await self._backend.start(dataclasses.replace(spec, stdout_path=out, stderr_path=err))
+        except (DriverError, asyncio.CancelledError):
+            self._remove(spec.id)
+            raise
+        return {"inner": data, "logs": str(directory)}
+
+    async def recover(self, handle: Handle) -> None:
+        await self._backend.recover(handle)
+        if handle.task_id not in self._logs:
+            self._logs[handle.task_id] = _Logs(self._of(handle.task_id))
+
+    async def lacks_relay(self, handle: Handle) -> bool:
+        logs = self._logs.get(handle.task_id)
+        if logs is None or not logs.lacks_relay:
+            return False
+        logs.lacks_relay = False
+        return True
+
+    async def wait(self, handle: Handle) -> Exit:
+        end = await self._backend.wait(handle)
+        if logs := self._logs.get(handle.task_id):
+            await logs.drained()
+        return end
+
+    async def destroy(self, handle: Handle) -> None:
+        await self._backend.destroy(handle)
+        if logs := self._logs.get(handle.task_id):
+            await logs.drained()
+        self._remove(handle.task_id)
+
+    def close(self) -> None:
+        for logs in self._logs.values():
+            logs.close()
+
+    def _of(self, task_id: str) -> Path:
+        return self._directory / container_id(task_id)
+
+    def _remove(self, task_id: str) -> None:
+        if logs := self._logs.pop(task_id, None):
+            logs.close()
+        shutil.rmtree(self._of(task_id), ignore_errors=True)
+
+
+class _Call:
+    """One call, with what the other side has sent to it since."""
+
+    def __init__(self, number: int, writer: asyncio.StreamWriter) -> None:
+        self._number = number
+        self._writer = writer
+        self._asked: asyncio.Queue[Message] = asyncio.Queue()
+        self._inputs: asyncio.Queue[Message] = asyncio.Queue()
+
+    def hear(self, message: Message) -> None:
+        (self._asked if "next" in message else self._inputs).put_nowait(message)
+
+    def _send(self, **message: Any) -> None:
+        self._writer.write(pack({"id": self._number, **message}))
+
+    async def answer(self, backend: Logged, name: str, given: Message) -> None:
+        kind = signature(name)
+        arguments: dict[str, Any] = {key: kind.arguments[key].value(value) for key, value in given.items() if key in kind.arguments}
+        if "handle" in arguments:
+            arguments["handle"] = backend.inner(arguments["handle"])
+        if kind.inputs in given:
+            arguments[kind.inputs] = self._given(kind)
+        if kind.report:
+            arguments[kind.report] = lambda step: self._send(report=PROGRESS.plain(step))
+        try:
+            result = await getattr(backend, name)(**arguments)
+            if kind.streams:
+                await self._give(kind, result)
+            else:
+                self._send(gives=kind.gives.plain(result))
+        except DriverError as error:
+            self._send(**failure(error))
+
+    async def _give(self, kind: Signature, items: AsyncIterator[Any]) -> None:
+        self._send(gives=None)
+        try:
+            while await self._asked.get():
+                self._send(item=kind.gives.plain(await anext(items)))
+        except StopAsyncIteration:
+            self._send(end=True)
+        finally:
+            await items.aclose()  # type: ignore[attr-defined]  # they are generators
+
+    async def _given(self, kind: Signature) -> AsyncIterator[Any]:
+        self._send(want=True)
+        while "input" in (message := await self._inputs.get()):
+            yield kind.input.value(message["input"])
+            self._send(want=True)
+
+
+async def serve(backend: Logged, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers calls until the other side is gone; those that still run are cancelled then."""
+    calls: dict[int, tuple[_Call, asyncio.Task[None]]] = {}
+    async with asyncio.TaskGroup() as group:
+        while line := await reader.readline():
+            message: Message = json.loads(line)
+            number = int(message["id"])
+            if "call" in message:
+                call = _Call(number, writer)
+                task = group.create_task(call.answer(backend, message["call"], message["with"]))
+                calls[number] = call, task
+                task.add_done_callback(partial(_forget, calls, number))
+            elif number in calls:
+                call, task = calls[number]
+                if "cancel" in message:
+                    task.cancel()
+                else:
+                    call.hear(message)
+        for _, task in list(calls.values()):
+            task.cancel()
+
+
+def _forget(calls: dict[int, tuple[_Call, asyncio.Task[None]]], number: int, _task: asyncio.Task[None]) -> None:
+    del calls[number]

@@ -1,0 +1,93 @@
+"""Running a tool to its end through asyncio alone, which does it on Windows too; `processes` has more, and only on Linux."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from zlayer_driver.errors import TimedOut, Unsupported
+
+_CHUNK = 1 << 16
+# A Windows child that neither shares our console nor our job object, nor takes our Ctrl-C: as a session of its own is on POSIX.
+_APART: Final[dict[str, Any]] = (
+    {"creationflags": 0x00000008 | 0x00000200 | 0x01000000}  # DETACHED_PROCESS, CREATE_NEW_PROCESS_GROUP, CREATE_BREAKAWAY_FROM_JOB
+    if sys.platform == "win32"
+    else {"start_new_session": True}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """``status`` is the exit code; on POSIX the negative signal number of what a signal killed."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+async def begin(argv: Sequence[str], *, env: Mapping[str, str] | None = None, **streams: int) -> asyncio.subprocess.Process:
+    """A child whose streams are pipes to us, but for those that are named; `Unsupported` if it cannot be run."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    try:
+        return await asyncio.create_subprocess_exec(*argv, env=env, limit=1 << 26, **pipes)  # type: ignore[arg-type]  # the streams alone
+    except OSError as error:
+        raise Unsupported(f"{argv[0]} cannot be run: {error.strerror}", hint="see that it is installed") from error
+
+
+async def finish(process: asyncio.subprocess.Process) -> int:
+    """Its exit code, if need be by killing it; its pipes are closed, whoever else may hold them."""
+    if process.returncode is None:
+        process.kill()
+    status = await process.wait()
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # asyncio has no other way to let go of pipes that a grandchild holds
+    return status
+
+
+async def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 0.0, limit_bytes: int = 1 << 24) -> Ran:
+    """``timeout_s`` 0 is no limit; `TimedOut` else, the tool killed. Output beyond the limit is read and dropped."""
+    process = await begin(argv, env=env, stdin=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(timeout_s or None):
+            out, err = await asyncio.gather(_all(process.stdout, limit_bytes), _all(process.stderr, limit_bytes))
+            await process.wait()
+    except TimeoutError:
+        raise TimedOut(Path(argv[0]).name, timeout_s) from None
+    finally:
+        status = await finish(process)
+    return Ran(status, out, err)
+
+
+async def _all(stream: asyncio.StreamReader | None, limit_bytes: int) -> bytes:
+    data = bytearray()
+    while stream and (chunk := await stream.read(_CHUNK)):
+        data += chunk[: limit_bytes - len(data)]
+    return bytes(data)
+
+
+def leave(argv: Sequence[str], *, stdout_path: str, stderr_path: str, env: Mapping[str, str] | None = None) -> None:
+    """A child that outlives us and writes to files, FIFOs or, on Windows, named pipes (``//./pipe/…``) that somebody reads. Never blocks."""
+    outputs: list[int] = []
+    try:
+        outputs += (_output(path) for path in (stdout_path, stderr_path))
+        child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=outputs[0], stderr=outputs[1], env=env, **_APART)
+    except OSError as error:
+        raise Unsupported(f"{argv[0]} cannot be run: {error.strerror}", hint="see that it is installed") from error
+    finally:
+        for fd in outputs:
+            os.close(fd)
+    threading.Thread(target=child.wait, daemon=True).start()  # it is not to stay a zombie as long as we live
+
+
+def _output(path: str) -> int:
+    """Of a FIFO both ends: its reader may be late, or come back, and the writer then waits for it instead of dying."""
+    if path == "/dev/null":
+        return os.open(os.devnull, os.O_WRONLY)
+    is_fifo = os.name == "posix" and Path(path).is_fifo()
+    return os.open(path, os.O_RDWR if is_fifo else os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
