@@ -180,12 +180,20 @@ class OverlayBlock(Block):
     )
     mtu: int = Field(0, ge=0, le=65535, description="MTU within the overlay; 0: what the underlay leaves")
     default_route: bool = Field(default=False, description="Whether containers send everything into the overlay, not only what is for it")
+    masquerade: bool = Field(
+        default=False, description="Whether what containers send beyond the overlay gets the node's address (needs default_route)"
+    )
+    publish: bool = Field(
+        default=False, description="Whether the driver makes the ports of groups lead to their containers, where no CNI plugin does"
+    )
     nomad: OverlayNomadBlock | None = Field(None, description="Has Nomad keep shares and peers, instead of this block")
     peer: list[OverlayPeerBlock] = Field([], description="The other nodes, where Nomad does not keep them")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Each family is whole: a share lies within the network, and shares do not overlap."""
+        if self.masquerade and not self.default_route:
+            raise ValueError("masquerade needs default_route: else nothing is sent beyond the overlay")
         if self.nomad:
             if self.subnet or self.subnet6 or self.peer:
                 raise ValueError("with nomad, subnet, subnet6 and peer are Nomad's to say")

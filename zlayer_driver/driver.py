@@ -31,7 +31,7 @@ from zlayer_driver.model import (
     TaskStatus,
 )
 from zlayer_driver.node import Node
-from zlayer_driver.overlay.networks import Networks
+from zlayer_driver.overlay.networks import Networks, directory
 from zlayer_driver.overlay.overlay import Overlay
 from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
 from zlayer_driver.tasks import Events, TaskTable
@@ -106,12 +106,27 @@ class Driver:
         self._tasks.begin(spec.id, name=spec.name, alloc_id=request.alloc_id)
         try:
             await self._pull(spec)
+            await self._publish(request)
             handle = await self.node.composite.create(spec)
         except BaseException:
             self._tasks.drop(spec.id)
             raise
         self._tasks.running(spec.id, handle)
         return handle
+
+    async def task_address(self, request: TaskRequest) -> str:
+        """Its allocation's address in the overlay, if its network is the overlay's."""
+        if not self._is_on_overlay(request):
+            return ""
+        return str((await (await self._networks()).find(request.alloc_id)).addresses[0])
+
+    async def _publish(self, request: TaskRequest) -> None:
+        """Makes the ports of the task's group lead to its network, if that is the overlay's."""
+        if request.ports and self._is_on_overlay(request):
+            await (await self._networks()).publish(request.alloc_id, request.ports)
+
+    def _is_on_overlay(self, request: TaskRequest) -> bool:
+        return Path(request.network.netns_path).parent == directory(Path(self.config.state_dir))
 
     async def recover_task(self, handle: Handle, request: TaskRequest) -> None:
         """Takes a task back that an earlier process started; of a task known already, nothing changes."""

@@ -201,6 +201,16 @@ class TaskSpec:
     auth: Auth | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupPort:
+    """A port of a group's network: of the node at ``host_address`` (empty: at its own), and in the network. Both TCP and UDP."""
+
+    label: str
+    host_port: int
+    container_port: int
+    host_address: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
     """A task as Nomad hands it over, before the task block is validated: everything is already a value of ours, ``config`` is raw.
@@ -228,6 +238,7 @@ class TaskRequest:
     namespace: str = ""
     node_name: str = ""
     node_id: str = ""
+    ports: tuple[GroupPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

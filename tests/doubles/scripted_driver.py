@@ -85,6 +85,9 @@ class ScriptedDriver:
         )
         await self.ended.wait()
 
+    async def task_address(self, request: TaskRequest) -> str:
+        return str(request.config.get("address", ""))
+
     async def start_task(self, request: TaskRequest) -> Handle:
         self.requests.append(request)
         image = str(request.config.get("image"))

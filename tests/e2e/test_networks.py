@@ -9,13 +9,13 @@ import pytest
 
 from tests.e2e.conftest import PLUGIN, Site
 from zlayer_driver.errors import DriverError
-from zlayer_driver.model import Exit, Network
+from zlayer_driver.model import Exit, GroupPort, Network
 from zlayer_driver.wire.host import PluginHost
 
 pytestmark = pytest.mark.needs("root", "linux", "runc", "conmon", "docker-registry", "skopeo", "busybox", "ip", "unshare")
 
 ALLOC = "2f5d8c1e-0000-4000-8000-000000000001"
-OVERLAY = {"name": "one", "network": "10.88.0.0/16", "subnet": "10.88.1.0/24", "endpoint": "192.0.2.1"}
+OVERLAY = {"name": "one", "network": "10.88.0.0/16", "subnet": "10.88.1.0/24", "endpoint": "192.0.2.1", "publish": True}
 ALONE = [
     "unshare",
     "--net",
@@ -41,9 +41,12 @@ async def test_a_network_is_made_once_given_to_its_tasks_and_ended(site: Site) -
         assert (made.created, again.created, again.path) == (True, False, made.path)
         task = replace(
             site.task("ip -4 -o addr show overlay0; grep web /etc/hosts"),
+            alloc_id=ALLOC,
             network=Network(mode="path", netns_path=made.path, extra_hosts=(("web", made.address),)),
         )
-        await host.start_task(task)
+        with pytest.raises(DriverError, match=r"port 'http' cannot lead from 192.0.2.1:70000 to 80"):
+            await host.start_task(replace(task, ports=(GroupPort("http", 70000, 80, "192.0.2.1"),)))
+        await host.start_task(replace(task, ports=(GroupPort("http", 20080, 80, "192.0.2.1"),)))
         assert await host.wait_task(task.id) == Exit(0)
         await host.destroy_task(task.id)
         told = Path(task.stdout_path).read_text()

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.wire.conftest import Wire
-from zlayer_driver.model import Handle
+from zlayer_driver.model import GroupPort, Handle
 from zlayer_driver.wire import status
 from zlayer_driver.wire._gen import base_pb2, driver_pb2, task_pb2
 from zlayer_driver.wire._gen.status_pb2 import Status
@@ -193,6 +193,19 @@ async def test_replies_have_what_the_agent_reads_unchecked(wire: Wire) -> None:
     inspected = await wire.driver("inspect_task", driver_pb2.InspectTaskRequest(task_id=ID))
     assert (inspected.task.state, inspected.task.result.exit_code) == (task_pb2.EXITED, 143)
     assert inspected.task.completed_at.ToJsonString() == "2026-01-02T03:04:05.600Z"
+
+
+async def test_a_task_with_an_address_of_its_own_tells_it_with_its_ports(wire: Wire) -> None:
+    config = task("hold")
+    assert not (await wire.driver("start_task", driver_pb2.StartTaskRequest(task=config))).HasField("network_override")
+    config.id = f"{ID}0"
+    config.msgpack_driver_config = msgpack.packb({"image": "hold", "address": "10.88.1.2"})
+    for label, to in (("http", 80), ("same", 0), ("also", -1)):
+        config.resources.ports.add(label=label, value=20080, to=to, host_ip="192.0.2.1")
+    reply = await wire.driver("start_task", driver_pb2.StartTaskRequest(task=config))
+    told = reply.network_override
+    assert (told.addr, dict(told.port_map), told.auto_advertise) == ("10.88.1.2", {"http": 80, "same": 20080, "also": 20080}, False)
+    assert wire.under.requests[-1].ports[0] == GroupPort("http", 20080, 80, "192.0.2.1")
 
 
 async def test_a_client_that_goes_leaves_the_task_alone(wire: Wire) -> None:

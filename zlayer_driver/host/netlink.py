@@ -22,6 +22,7 @@ _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12  # short acks, acks with the kernel's r
 _CAPPED = 0x100
 _REASON = 1  # NLMSGERR_ATTR_MSG
 _BUFFER = 1 << 16
+NETFILTER, GENERIC = 12, 16  # further families of sockets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def _occurrences(data: bytes, part: bytes) -> Iterator[int]:
 
 
 class Socket:
-    """An rtnetlink socket in the network namespace of the thread that makes it. Use it as a context manager, or `close` it."""
+    """A netlink socket in the network namespace of the thread that makes it. Use it as a context manager, or `close` it."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, family: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.bind((0, 0))
@@ -96,7 +97,12 @@ class Socket:
         failed: OSError | None = None
         acks = self._messages()
         for name in batch.names:
-            kind, payload = next(acks)
+            try:
+                kind, payload = next(acks)
+            except BlockingIOError:
+                if failed is None:
+                    raise
+                break  # a transaction that is refused as a whole is acknowledged once
             if kind != _ERROR:
                 raise OSError(errno.EPROTO, f"a message of type {kind} came instead of an ack", name)
             failed = failed or _failure(payload, name)

@@ -23,12 +23,13 @@ _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_SELF = 0x02
 _PF_BRIDGE = 7
 _ONLINK = 4  # RTNH_F_ONLINK
+_NESTED = 1 << 15  # NLA_F_NESTED
 _MAIN, _STATIC, _UNICAST, _LINK_SCOPE = 254, 4, 1, 253
 
 # A queue per CPU, a veth's default, is only used where XDP is; each costs the making of a pair several sysfs entries.
 _ONE_QUEUE = (("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1))
 
-Attributes = Sequence[tuple[str, Any]]
+Attributes = Sequence[tuple[str, Any] | tuple[str, Any, int]]  # name, value, and flags of the attribute
 
 
 @cache
@@ -42,7 +43,12 @@ def _classes() -> dict[int, Any]:
 
 
 def _message(kind: int, flags: int, what: str, fields: Mapping[str, int], attributes: Attributes = ()) -> Batch:
-    message = _classes()[kind & ~3]()
+    return encode(_classes()[kind & ~3], kind, flags, what, fields, attributes)
+
+
+def encode(form: Any, kind: int, flags: int, what: str, fields: Mapping[str, int], attributes: Attributes) -> Batch:
+    """A message by pyroute2's class for it."""
+    message = form()
     for field, value in fields.items():
         message[field] = value
     message["attrs"] = list(attributes)
@@ -129,6 +135,12 @@ def vxlan(name: str, *, vni: int, local: Address, port: int, underlay: int, mtu:
 def link_up(index: int, *, mtu: int = 0) -> Batch:
     attributes = [("IFLA_MTU", mtu)] if mtu else []
     return _message(_LINK, _ACK, f"set link {index} up", {"index": index, "flags": _UP, "change": _UP}, attributes)
+
+
+def hairpin(index: int) -> Batch:
+    """Lets a bridge send a packet back by the port that it came in by."""
+    attributes = [("IFLA_PROTINFO", {"attrs": [("IFLA_BRPORT_MODE", 1)]}, _NESTED)]
+    return _message(_LINK + 3, _ACK, f"let packets turn round at link {index}", {"family": _PF_BRIDGE, "index": index}, attributes)
 
 
 def link_out(name: str, *, group: int) -> Batch:

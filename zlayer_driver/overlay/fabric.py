@@ -116,12 +116,15 @@ class Fabric:
     def _set_kernel_options(self) -> None:
         """Lets packets pass between bridge and transport, and between no other links where the kernel can tell them apart.
 
+        With address translation packets pass between all links: what it sends out by any of them, its answers come in by.
+
         The bridge does not probe for a double of its link-local address, without which it asks for no neighbour: the first second's packets
         would be lost. Its MAC is the node's alone.
         """
         if self._plan.subnets.v6:
             (_SYSCTL / "ipv6/conf" / self._plan.bridge / "accept_dad").write_text("0")
-        for name in (self._plan.bridge, self._plan.device):
+        every = ("all",) if self._plan.masquerade or self._plan.publish else ()
+        for name in (*every, self._plan.bridge, self._plan.device):
             (_SYSCTL / "ipv4/conf" / name / "forwarding").write_text("1")
             if self._plan.subnets.v6:
                 forced = _SYSCTL / "ipv6/conf" / name / "force_forwarding"  # kernel 6.17; before, only all links can

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -21,7 +21,9 @@ from zlayer_driver.host import netns
 from zlayer_driver.host.netlink import Batch, Socket, Template
 from zlayer_driver.overlay.fabric import Fabric
 from zlayer_driver.overlay.leases import Lease, Leases
+from zlayer_driver.overlay.nat import Nat
 from zlayer_driver.overlay.plan import INTERFACE, Address, Plan, container_mac, mac_text
+from zlayer_driver.readings import PortMapping
 
 _OUT = 0x7A6C  # the link group of what was taken out of traffic
 _INT = struct.Struct("=i")
@@ -46,10 +48,11 @@ class Attachment:
 class HostNetns:
     """Attaches namespaces by path. One owner, such as an allocation, has one attachment."""
 
-    def __init__(self, plan: Plan, fabric: Fabric, leases: Leases, sock: Socket) -> None:
+    def __init__(self, plan: Plan, fabric: Fabric, leases: Leases, nat: Nat, sock: Socket) -> None:
         self._plan = plan
         self._fabric = fabric
         self._leases = leases
+        self._nat = nat
         self._sock = sock
         self._pair = self._pair_template()
         self._inside = self._inside_template()
@@ -63,6 +66,7 @@ class HostNetns:
         lease = self._leases.take(owner, place)
         attachment = self._attachment(lease)
         try:
+            self._nat.ensure()
             self._join(attachment)
         except BaseException:
             self._take_out(self._leases.leave(owner) or lease)
@@ -79,6 +83,16 @@ class HostNetns:
         lease = self._leases.find(owner)
         return self._attachment(lease) if lease and not lease.leaving else None
 
+    def publish(self, owner: str, ports: Sequence[PortMapping]) -> bool:
+        """Makes these the ports of the node that lead to the owner's namespace; false if it has none."""
+        attached = self.describe(owner)
+        if attached is None or not attached.link:
+            return False
+        self._nat.publish(attached.addresses, ports)
+        if ports:  # where a bridge's packets pass NAT themselves, a container that asks for its own port is answered by itself
+            self._sock.send(messages.hairpin(socket.if_nametoindex(attached.link)))
+        return True
+
     def reap(self) -> None:
         """Deletes what was taken out of traffic, and then frees its addresses."""
         gone = self._leases.leaving()
@@ -86,15 +100,19 @@ class HostNetns:
             self._sock.send(messages.group_gone(_OUT))
         for lease in gone:
             self._leases.release(lease)
+        if gone and not self._leases.all():
+            self._nat.remove()
 
     def sweep(self) -> None:
         """Frees what an earlier process left: leases whose place is gone, links without a lease, and what it did not reap."""
-        held = {self._plan.link(lease.number) for lease in self._leases.all() if not lease.leaving and self._is_there(lease)}
+        kept = [lease for lease in self._leases.all() if not lease.leaving and self._is_there(lease)]
+        held = {self._plan.link(lease.number) for lease in kept}
         for name in messages.links(self._sock):
             if name.startswith(self._plan.prefix) and name not in held:
                 with _absent_is_fine():  # the kernel may be deleting it, with its namespace
                     self._sock.send(self._out.fill({"name": _name(name)}))
         self.reap()
+        self._nat.sweep({address for lease in kept for address in self._plan.subnets.at(lease.number)})
 
     def _is_there(self, lease: Lease) -> bool:
         """Whether the lease's namespace is; one without a place is let go by its owner only."""
@@ -142,6 +160,7 @@ class HostNetns:
         if not lease.place:
             self._leases.release(lease)
             return False
+        self._nat.withdraw(self._plan.subnets.at(lease.number))
         with _absent_is_fine():
             self._sock.send(self._out.fill({"name": _name(self._plan.link(lease.number))}))
         return True

@@ -23,8 +23,10 @@ from zlayer_driver.overlay import leases
 from zlayer_driver.overlay.fabric import Fabric
 from zlayer_driver.overlay.host_netns import Attachment, HostNetns
 from zlayer_driver.overlay.leases import Leases
+from zlayer_driver.overlay.nat import Nat
 from zlayer_driver.overlay.plan import PLAN_FILE, Peer, Plan
 from zlayer_driver.overlay.tunnel import WireGuard
+from zlayer_driver.readings import PortMapping
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +50,8 @@ class Core:
             self.fabric = Fabric(plan, self.socket, self.tunnel)
             self.fabric.build()
             self.public_key = self.tunnel.public_key if self.tunnel else ""
-            self.netns = HostNetns(plan, self.fabric, self.leases, self.socket)
+            self.nat = Nat(plan)
+            self.netns = HostNetns(plan, self.fabric, self.leases, self.nat, self.socket)
             self.netns.sweep()
             self.set_peers(plan.peers)
             self.close = stack.pop_all().close
@@ -94,7 +97,7 @@ class Overlay:
 
     async def leave(self) -> None:
         """Takes the node out of the overlay, as when its share is another's now: its links go, and no packet passes."""
-        await self.call(lambda core: core.fabric.remove())
+        await self.call(_leave)
 
     async def attach(self, owner: str, place: str) -> Attachment:
         """Attaches the network namespace at ``place``; for an owner that is attached, repairs what is missing."""
@@ -107,6 +110,10 @@ class Overlay:
 
     async def describe(self, owner: str) -> Attachment | None:
         return await self.call(lambda core: core.netns.describe(owner))
+
+    async def publish(self, owner: str, ports: Sequence[PortMapping]) -> None:
+        """Makes these the ports of the node that lead to the owner's container, where the plan says so; they end with its attachment."""
+        await self.call(_publish, owner, ports)
 
     async def register(self, owner: str, address: str) -> Attachment:
         """Attach kind ``host_ip``: the address belongs to an endpoint that exists already; it is held for its owner."""
@@ -147,6 +154,16 @@ class Overlay:
                 await self._worker.run(self._core.close)
             await asyncio.to_thread(self._worker.close)
         self._worker = self._core = None
+
+
+def _publish(core: Core, owner: str, ports: Sequence[PortMapping]) -> None:
+    if not core.netns.publish(owner, ports):
+        raise NetworkError(f"no port can lead to {owner!r}: it has no namespace here")
+
+
+def _leave(core: Core) -> None:
+    core.nat.remove()
+    core.fabric.remove()
 
 
 async def _told(work: Awaitable[T]) -> T:

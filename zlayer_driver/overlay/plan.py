@@ -103,6 +103,8 @@ class Plan:
     bridge: str
     mtu: int = 0
     default_route: bool = False
+    masquerade: bool = False
+    publish: bool = False
     peers: tuple[Peer, ...] = ()
 
     @classmethod
@@ -120,6 +122,8 @@ class Plan:
             bridge=block.bridge,
             mtu=block.mtu,
             default_route=block.default_route,
+            masquerade=block.masquerade,
+            publish=block.publish,
             peers=tuple(
                 Peer(peer.name, ip_address(peer.endpoint), peer.port or port, Subnets.of(peer.subnet, peer.subnet6), peer.public_key)
                 for peer in block.peer
@@ -141,6 +145,8 @@ class Plan:
             bridge=self.bridge,
             mtu=self.mtu,
             default_route=self.default_route,
+            masquerade=self.masquerade,
+            publish=self.publish,
             peer=[
                 OverlayPeerBlock(
                     name=peer.name, endpoint=str(peer.endpoint), port=peer.port, public_key=peer.public_key, **peer.subnets.keys("subnet")

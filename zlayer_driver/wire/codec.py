@@ -9,7 +9,7 @@ import msgpack
 from google.protobuf.duration_pb2 import Duration
 
 from zlayer_driver.errors import ConfigError, InvalidSpec, Unsupported
-from zlayer_driver.model import Device, Mount, Network, NetworkSpec, Resources, TaskRequest
+from zlayer_driver.model import Device, GroupPort, Mount, Network, NetworkSpec, Resources, TaskRequest
 from zlayer_driver.wire._gen import task_pb2 as task
 
 MIB = 1 << 20
@@ -88,6 +88,7 @@ def request_from(config: task.TaskConfig) -> TaskRequest:
         namespace=config.namespace,
         node_name=config.node_name,
         node_id=config.node_id,
+        ports=tuple(_port(port) for port in config.resources.ports),
     )
     _refuse_nul(dict(config.env), "env")
     _refuse_nul([config.user, config.alloc_dir, config.stdout_path, config.stderr_path], "task")
@@ -128,6 +129,11 @@ def _mount(mount: task.Mount) -> Mount:
     return Mount(target=mount.task_path, source=mount.host_path, read_only=mount.readonly, propagation=propagation)
 
 
+def _port(port: task.PortMapping) -> GroupPort:
+    """A ``to`` of 0 or less is the same port within."""
+    return GroupPort(port.label, port.value, port.to if port.to > 0 else port.value, port.host_ip)
+
+
 def _network(spec: task.NetworkIsolationSpec, dns: task.DNSConfig) -> Network:
     """An absent spec is the host's network."""
     hosts = spec.hostsConfig
@@ -163,7 +169,7 @@ def config_for(request: TaskRequest, packed: bytes) -> task.TaskConfig:
         name=request.name,
         msgpack_driver_config=packed,
         env=request.env,
-        resources=_nomad_resources(request.resources),
+        resources=_nomad_resources(request),
         mounts=[
             task.Mount(
                 task_path=mount.target,
@@ -193,7 +199,8 @@ def config_for(request: TaskRequest, packed: bytes) -> task.TaskConfig:
     )
 
 
-def _nomad_resources(resources: Resources) -> task.Resources:
+def _nomad_resources(request: TaskRequest) -> task.Resources:
+    resources = request.resources
     memory = task.AllocatedMemoryResources(memory_mb=resources.memory_bytes // MIB)
     if resources.memory_reservation_bytes:
         memory = task.AllocatedMemoryResources(
@@ -210,6 +217,10 @@ def _nomad_resources(resources: Resources) -> task.Resources:
             memory_limit_bytes=resources.memory_bytes,
             oom_score_adj=resources.oom_score_adj,
         ),
+        ports=[
+            task.PortMapping(label=port.label, value=port.host_port, to=port.container_port, host_ip=port.host_address)
+            for port in request.ports
+        ],
     )
 
 

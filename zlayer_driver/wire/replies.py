@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from zlayer_driver.errors import InvalidSpec
-from zlayer_driver.model import Exit, Fingerprint, Handle, Health, TaskEvent, TaskState, TaskStatus
+from zlayer_driver.model import Exit, Fingerprint, GroupPort, Handle, Health, TaskEvent, TaskState, TaskStatus
 from zlayer_driver.wire._gen import driver_pb2 as driver
 from zlayer_driver.wire._gen import structs_pb2 as structs
 from zlayer_driver.wire._gen import task_pb2 as task
@@ -33,6 +34,13 @@ def timestamp(at: datetime) -> Timestamp:
 def handle_message(handle: Handle, config: task.TaskConfig) -> task.TaskHandle:
     """``config`` goes back whole: the client takes its id from there after a restart, and without it starts the task a second time."""
     return task.TaskHandle(version=Handle.VERSION, config=config, state=task.RUNNING, driver_state=handle.dumps())
+
+
+def override_message(address: str, ports: Sequence[GroupPort]) -> task.NetworkOverride | None:
+    """What a service with ``address_mode = "driver"`` is registered under; no other service is, since only the overlay reaches it."""
+    if not address:
+        return None
+    return task.NetworkOverride(addr=address, port_map={port.label: port.container_port for port in ports})
 
 
 def handle_from(message: task.TaskHandle) -> Handle:

@@ -55,8 +55,12 @@ class DriverService:
             yield replies.fingerprint_message(fingerprint)
 
     async def start_task(self, request: pb.StartTaskRequest) -> pb.StartTaskResponse:
-        handle = await self._driver.start_task(codec.request_from(request.task))
-        return pb.StartTaskResponse(handle=replies.handle_message(handle, request.task))
+        task_request = codec.request_from(request.task)
+        address = await self._driver.task_address(task_request)
+        handle = await self._driver.start_task(task_request)
+        return pb.StartTaskResponse(
+            handle=replies.handle_message(handle, request.task), network_override=replies.override_message(address, task_request.ports)
+        )
 
     async def recover_task(self, request: pb.RecoverTaskRequest) -> pb.RecoverTaskResponse:
         """The request's own ``task_id`` is never filled by Nomad; the handle has it."""

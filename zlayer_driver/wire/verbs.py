@@ -31,6 +31,10 @@ class DriverVerbs(Protocol):
 
     async def start_task(self, request: TaskRequest) -> Handle: ...
 
+    async def task_address(self, request: TaskRequest) -> str:
+        """Where the task is reached at its ports' own numbers; empty where the node's address is what counts."""
+        ...
+
     async def recover_task(self, handle: Handle, request: TaskRequest) -> None:
         """``request.config`` is empty after a restart of the agent."""
         ...
