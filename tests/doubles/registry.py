@@ -59,16 +59,23 @@ def running(root: Path, certificate: Path | None = None) -> Iterator[Registry]:
     config.write_text(_CONFIG.format(root=root / "registry", tls=tls))
     process = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    reader: threading.Thread | None = None
+    reader = threading.Thread(target=_forget, args=(process.stderr,))
     try:
-        yield Registry(_listening(process.stderr), "https" if certificate else "http")
-    finally:
-        reader = threading.Thread(target=process.stderr.read)
+        address = _listening(process.stderr)
         reader.start()
+        yield Registry(address, "https" if certificate else "http")
+    finally:
         process.terminate()
         process.wait()
-        reader.join()
+        if reader.is_alive():
+            reader.join()
         process.stderr.close()
+
+
+def _forget(log: IO[str]) -> None:
+    """A registry whose log nobody reads stops when the pipe is full."""
+    for _ in log:
+        pass
 
 
 def _listening(log: IO[str]) -> str:

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from tests.doubles.registry import self_signed
 from tests.doubles.web import Call, Web, serving
 from zlayer_driver import fastpath
 from zlayer_driver.errors import PullFailed
-from zlayer_driver.image import registry
+from zlayer_driver.image import bodies, registry
 from zlayer_driver.image.credentials import IDENTITY
 from zlayer_driver.image.registry import Client, Repository
 from zlayer_driver.image.stream import verified
@@ -80,6 +82,20 @@ async def test_a_broken_download_is_resumed(client: Client, naps: Naps) -> None:
         assert naps.taken == [0.25] * (len(web.calls) - 1)
 
 
+async def test_a_connection_that_breaks_off_is_resumed_too(client: Client, naps: Naps) -> None:
+    async def broken(call: Call) -> None:
+        at = start(call)
+        ranged = {"content_range": f"bytes {at}-{len(CONTENT) - 1}/{len(CONTENT)}"} if at else {}
+        await call.answer(206 if at else 200, CONTENT[at : at + 700_000], len(CONTENT) - at, **ranged)
+        if at + 700_000 < len(CONTENT):
+            call.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            call.writer.transport.abort()
+
+    async with serving(broken) as web:
+        assert await download(repository(client, web)) == CONTENT
+        assert len(naps.taken) == len(web.calls) - 1 > 1
+
+
 async def test_a_server_without_ranges_is_read_again_from_the_start(client: Client) -> None:
     tries = iter([900_000, len(CONTENT)])
 
@@ -126,7 +142,7 @@ async def test_it_gives_up_in_the_end_and_says_that_later_may_do(client: Client)
 
 
 async def test_a_stalled_server_is_left(client: Client, naps: Naps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_STALL_S", 0.05)
+    monkeypatch.setattr(bodies, "STALL_S", 0.05)
 
     async def stall(call: Call) -> None:
         await call.answer(200, CONTENT[:10], len(CONTENT))
@@ -287,14 +303,16 @@ async def test_a_token_that_is_none_is_refused(client: Client, body: bytes) -> N
             await download(repository(client, web))
 
 
-async def test_a_registry_that_is_not_there_is_named(client: Client) -> None:
+async def test_a_registry_that_is_not_there_is_named_soon(client: Client, naps: Naps) -> None:
     async def nothing(call: Call) -> None:
         await call.answer(200)
 
     async with serving(nothing) as web:
         pass
-    with pytest.raises(PullFailed, match=rf"ConnectError at http://{web.host}"):
+    with pytest.raises(PullFailed, match=rf"ConnectError at http://{web.host}") as failure:
         await repository(client, web).root(Limits())
+    assert failure.value.recoverable
+    assert naps.taken == [0.25]
 
 
 async def answering(status: int, content: bytes, call: Call) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from zlayer_driver.errors import ConfigError, PullFailed
 from zlayer_driver.image.auth import Login
+from zlayer_driver.image.bodies import STALL_S, Transient, pieces_from
 from zlayer_driver.image.credentials import AuthFile
 from zlayer_driver.image.manifest import INDEXES, MANIFESTS
 from zlayer_driver.image.stream import digest_of
-from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed, Source, check_digest
+from zlayer_driver.image.values import Descriptor, Limits, Malformed, Source, check_digest
 
 if TYPE_CHECKING:
     import httpx2
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 Sleep = Callable[[float], Awaitable[None]]
 
-_CHUNK = MIB // 2
-_STALL_S = 30.0  # longest wait for a chunk, which makes 17 kB/s the slowest download
 _ATTEMPTS = 5  # in a row without a byte of progress
+_ATTEMPTS_AT_FIRST = 2  # with a registry that has never answered: most likely it is not there, and people wait to be told so
 _BACKOFF_S = 0.25  # doubles with each attempt
 _LONGEST_WAIT_S = 30.0  # that a Retry-After may ask for
 _REDIRECTS = 5
@@ -82,7 +82,7 @@ class Client:
             direct: dict[str, None] = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
             headers = {"User-Agent": "zlayer-driver"}
             verify = False if insecure else self._trusted()
-            self._http[insecure] = httpx2.AsyncClient(timeout=_STALL_S, mounts=direct, headers=headers, verify=verify)
+            self._http[insecure] = httpx2.AsyncClient(timeout=STALL_S, mounts=direct, headers=headers, verify=verify)
         return self._http[insecure]
 
     async def source(self, reference: Reference, auth: Auth | None) -> Source:
@@ -157,6 +157,7 @@ class Repository:
         self._path = f"{host}/v2/{reference.repository}"
         self._image = _named(reference)
         self._login = Login(client, auth, reference.repository, self._image, insecure=self._insecure)
+        self._answered = False
 
     async def root(self, limits: Limits) -> tuple[bytes, str]:
         """The manifest or index that the reference names, checked against the reference's digest, and its media type."""
@@ -182,13 +183,13 @@ class Repository:
         done = failures = 0
         while done < blob.size:
             start = done
-            trouble = _Transient(f"the registry ends blob {blob.digest} before its {blob.size} bytes")
+            trouble = Transient(f"the registry ends blob {blob.digest} before its {blob.size} bytes")
             try:
-                async with self._get(f"blobs/{blob.digest}", _range(done)) as answer, aclosing(_body(answer, done)) as body:
+                async with self._get(f"blobs/{blob.digest}", _range(done)) as answer, aclosing(pieces_from(answer, done)) as body:
                     async for piece in body:
                         done += len(piece)
                         yield piece
-            except _Transient as error:
+            except Transient as error:
                 trouble = error
             if done < blob.size:
                 failures = 1 if done > start else failures + 1
@@ -198,37 +199,38 @@ class Repository:
         failures = 0
         while True:
             try:
-                async with self._get(path, headers) as answer, aclosing(_body(answer, 0)) as body:
+                async with self._get(path, headers) as answer, aclosing(pieces_from(answer, 0)) as body:
                     raw = bytearray()
                     async for piece in body:
                         raw += piece
                         if len(raw) > limit:
                             raise Malformed(f"the registry sends more than {limit} bytes for {path}")
                     return bytes(raw), answer.headers
-            except _Transient as error:
+            except Transient as error:
                 failures += 1
                 await self._wait(error, failures)
 
-    async def _wait(self, error: _Transient, failures: int) -> None:
-        if failures >= _ATTEMPTS:
+    async def _wait(self, error: Transient, failures: int) -> None:
+        if failures >= (_ATTEMPTS if self._answered else _ATTEMPTS_AT_FIRST):
             raise PullFailed(self._image, f"{error} ({failures} attempts)", recoverable=True) from error
         await self._client.sleep(error.wait_s or _BACKOFF_S * 2 ** (failures - 1))
 
     @asynccontextmanager
     async def _get(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
-        """A good answer whose body is not yet read; `_Transient` where trying again may help. Logs in where the registry asks for it."""
+        """A good answer whose body is not yet read; `Transient` where trying again may help. Logs in where the registry asks for it."""
         import httpx2  # noqa: PLC0415  # at the first pull: a launch must not pay for it
 
         try:
             for _ in range(_TURNS):
                 async with self._follow(f"{self._scheme}://{self._path}/{path}", {**headers, **self._login.headers}) as answer:
+                    self._answered = True
                     if await self._prefers_https(answer) or (answer.status_code == 401 and await self._login.answer(answer)):
                         continue
                     self._check(answer, path)
                     yield answer
                     return
         except httpx2.TransportError as error:
-            raise _Transient(f"{type(error).__name__} at {self._scheme}://{self._path}: {error}") from error
+            raise Transient(f"{type(error).__name__} at {self._scheme}://{self._path}: {error}") from error
         except httpx2.InvalidURL as error:
             raise PullFailed(self._image, f"the registry names a URL that is none: {error}") from error
         raise PullFailed(self._image, "the registry refuses its own token", hint="check the credentials")
@@ -269,7 +271,7 @@ class Repository:
         if status in {200, 206}:
             return
         if status in _TRANSIENT:
-            raise _Transient(f"the registry answers {status} for {path}", _retry_after(answer.headers))
+            raise Transient(f"the registry answers {status} for {path}", _retry_after(answer.headers))
         if status in {401, 403}:
             raise PullFailed(
                 self._image, f"the registry answers {status} for {path}", hint="check that the image exists and the credentials for it"
@@ -288,12 +290,6 @@ def _named(reference: Reference) -> str:
     return f"{reference.registry}/{reference.repository}{tag}{digest}"
 
 
-class _Transient(Exception):
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
-
-
 def _range(done: int) -> dict[str, str]:
     return {"Range": f"bytes={done}-"} if done else {}
 
@@ -302,34 +298,3 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds only; the header's other form, a date, gets the usual wait."""
     text = headers.get("retry-after", "")
     return min(float(text), _LONGEST_WAIT_S) if text.isdecimal() else 0.0
-
-
-async def _body(answer: httpx2.Response, done: int) -> AsyncGenerator[bytes, None]:
-    """The answer's bytes from ``done`` on, also where the server starts from the beginning though it was asked not to."""
-    skip = done
-    if answer.status_code == 206:
-        if not answer.headers.get("content-range", "").startswith(f"bytes {done}-"):
-            raise Malformed("the registry answers with another range than it was asked for")
-        skip = 0
-    async with aclosing(answer.aiter_raw()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(_STALL_S):
-                    chunk = await _gathered(chunks)
-            except TimeoutError as error:
-                raise _Transient(f"no {_CHUNK} bytes in {_STALL_S:g} s") from error
-            if not chunk:
-                return
-            piece, skip = chunk[skip:], max(0, skip - len(chunk))
-            if piece:
-                yield piece
-
-
-async def _gathered(chunks: AsyncGenerator[bytes, None]) -> bytes:
-    """At least `_CHUNK` bytes in one, so that threads are woken seldom; less only at the end."""
-    parts: list[bytes] = []
-    size = 0
-    while size < _CHUNK and (part := await anext(chunks, b"")):
-        parts.append(part)
-        size += len(part)
-    return b"".join(parts)
