@@ -24,4 +24,4 @@ setup:
 	@PYTHON=$(PYTHON) tools/setup
 
 clean:
-	rm -rf .venv build .run *.egg-info zlayer_driver/_fastpath.c zlayer_driver/*.so
+	rm -rf .venv build .run *.egg-info zlayer_driver/_fastpath/*.c zlayer_driver/_fastpath/*.so

@@ -1,4 +1,4 @@
-"""Builds the one compiled module, ``zlayer_driver._fastpath``, and the guest agent of VMs; everything else is in pyproject.toml.
+"""Builds the compiled hot path, ``zlayer_driver._fastpath``, and the guest agent of VMs; everything else is in pyproject.toml.
 
 ``ZLAYER_CYTHON_TRACE=1`` builds it for line coverage, ``ZLAYER_SANITIZE=1`` with the address and undefined-behaviour sanitizers.
 """
@@ -18,9 +18,9 @@ SANITIZE = os.environ.get("ZLAYER_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 
 extension = Extension(
-    "zlayer_driver._fastpath",
-    ["zlayer_driver/_fastpath.pyx"],
-    depends=[str(path) for path in sorted(Path("zlayer_driver/_native").glob("*.[ph]*"))],
+    "*",
+    ["zlayer_driver/_fastpath/*.pyx"],
+    depends=[str(path) for path in sorted(Path("zlayer_driver/_fastpath").glob("*.h"))],
     include_dirs=["."],
     libraries=["sqlite3"],
     define_macros=[("CYTHON_TRACE", "1")] if TRACE else [],

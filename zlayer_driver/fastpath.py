@@ -9,6 +9,7 @@ try:
         cache_keys,
         canonical,
         canonical_many,
+        choose_many,
         image_facts,
         line_count,
         parse,
@@ -18,13 +19,15 @@ try:
 
     IMPLEMENTATION = "compiled"
 except ImportError:
-    from zlayer_driver._fastpath_place_py import JobLines, line_count  # type: ignore[assignment]  # same interface, another class
-    from zlayer_driver._fastpath_py import (  # type: ignore[assignment]  # same interface, another class
+    from zlayer_driver._fastpath_py import (  # type: ignore[assignment]  # same interface, other classes
         BlobCache,
+        JobLines,
         cache_keys,
         canonical,
         canonical_many,
+        choose_many,
         image_facts,
+        line_count,
         parse,
         sanitize,
         sanitize_many,
@@ -39,6 +42,7 @@ __all__ = [
     "cache_keys",
     "canonical",
     "canonical_many",
+    "choose_many",
     "image_facts",
     "line_count",
     "parse",

@@ -65,6 +65,22 @@ def test_each_commit_of_a_live_writer_is_seen(twin: Any, tmp_path: Path, journal
         assert cache.facts("alpine").os == OS.DARWIN
 
 
+def test_many_are_answered_as_each_alone(twin: Any, tmp_path: Path) -> None:
+    path = tmp_path / "blobs.sqlite"
+    refs = [f"image:{i}" for i in range(600)]
+    with closing(open_writer(path)) as writer, twin.BlobCache(path) as cache:
+        for i, ref in enumerate(refs[::2]):
+            put_image(writer, path, ref, LINUX if i % 2 else WINDOWS)
+        keys = [f"manifest:{twin.canonical(ref)}" for ref in refs]
+        for _ in range(3):
+            assert cache.facts_many(refs) == [cache.facts(ref) for ref in refs]
+            assert cache.get_many(keys) == [cache.get(key) for key in keys]
+            assert writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+            put_image(writer, path, refs[1], LINUX)
+        assert cache.facts_many(refs[:3])[1].os == OS.LINUX
+        assert cache.facts_many([]) == cache.get_many(iter([])) == []
+
+
 def test_a_kept_handle_does_not_hold_back_a_checkpoint(twin: Any, tmp_path: Path) -> None:
     path = tmp_path / "blobs.sqlite"
     with closing(open_writer(path)) as writer:

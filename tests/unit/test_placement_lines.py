@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zlayer_driver import _fastpath, _fastpath_place_py
+from zlayer_driver import _fastpath, _fastpath_py
 from zlayer_driver.choice import NodeShape
 from zlayer_driver.errors import CacheBusy
 from zlayer_driver.model import OS, ImageFacts, Target
@@ -20,7 +20,7 @@ MAC = NodeShape(OS.DARWIN, frozenset({Target.PRIMARY, Target.VZ}))
 FACTS = {"docker.io/library/linux:latest": ImageFacts(os=OS.LINUX), "docker.io/library/mac:latest": ImageFacts(os=OS.DARWIN, marker="vz")}
 
 
-Lines = TypeVar("Lines", _fastpath.JobLines, _fastpath_place_py.JobLines)
+Lines = TypeVar("Lines", _fastpath.JobLines, _fastpath_py.JobLines)
 
 
 def _decider() -> Decider:
@@ -33,7 +33,7 @@ def _lines(kind: type[Lines]) -> Lines:
 
 
 def _both(raw: bytes) -> tuple[bytes, bytes]:
-    compiled, readable = _lines(_fastpath.JobLines), _lines(_fastpath_place_py.JobLines)
+    compiled, readable = _lines(_fastpath.JobLines), _lines(_fastpath_py.JobLines)
     once = compiled.answer(raw, 7)
     assert compiled.answer(raw, 7) == once, "what is remembered differs from what was told"
     assert compiled.counts == [2 * count for count in (readable.answer(raw, 7), readable.counts)[1]]
@@ -140,7 +140,7 @@ def test_more_kinds_of_jobs_than_are_kept_are_answered_all_the_same() -> None:
 
 def test_threads_share_what_is_known() -> None:
     chunks = [b"".join(b'{"id": "j%d", "image": "i%d"}\n' % (n, n % 97) for n in range(k, k + 3000)) for k in range(40)]
-    lines, readable = _lines(_fastpath.JobLines), _lines(_fastpath_place_py.JobLines)
+    lines, readable = _lines(_fastpath.JobLines), _lines(_fastpath_py.JobLines)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda chunk: lines.answer(chunk, 1), chunks))
     assert found == [readable.answer(chunk, 1) for chunk in chunks]
@@ -151,11 +151,11 @@ def test_what_asking_raises_comes_out() -> None:
     def ask(_line: bytes, _number: int, _plain: bool) -> tuple[bytes, int, bool]:
         raise KeyError("told")
 
-    for kind in (_fastpath.JobLines, _fastpath_place_py.JobLines):
+    for kind in (_fastpath.JobLines, _fastpath_py.JobLines):
         with pytest.raises(KeyError, match="told"):
             kind(ask, lambda _image: None).answer(b"x\n", 1)
 
 
 def test_lines_are_counted() -> None:
     for raw in (b"", b"a", b"a\n", b"\n\n" * 100):
-        assert _fastpath.line_count(raw) == _fastpath_place_py.line_count(raw) == raw.count(b"\n")
+        assert _fastpath.line_count(raw) == _fastpath_py.line_count(raw) == raw.count(b"\n")

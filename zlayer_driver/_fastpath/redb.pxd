@@ -1,4 +1,4 @@
-"""Which commit of a redb file counts, and where its table of blobs hangs: formats 1 to 3, by the rules of `_fastpath_redb_py`."""
+"""Which commit of a redb file counts, and where its table of blobs hangs: formats 1 to 3, by the rules of `_fastpath_py.redb`."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -7,12 +7,12 @@ from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
-from zlayer_driver._native.redb_tree cimport (
+from zlayer_driver._fastpath.redb_tree cimport (
     CUT_OFF, DAMAGED, FEW_PAGES, GOOD, HEADER_BYTES, MAX_DEPTH, NOT_HERE, NOT_REDB, NO_MEMORY, TOO_LARGE,
     KeptPage, Node, Redb, Root, Shape, Slot, Table, Verdict,
     child_of, find_value, pread, read_node, refuse, rewind, root_at, value_of, xxh3_matches, xxh3_u32, xxh3_u64,
 )
-from zlayer_driver._native.reference cimport Slice
+from zlayer_driver._fastpath.grammar cimport Slice
 
 
 cdef inline Verdict read_table(Redb* file, Slice definition, int version, Table* table) noexcept nogil:

@@ -29,15 +29,6 @@ cdef extern from * nogil:
     Stamp stamp_of(const struct_stat* found)
 
 
-cdef extern from "zlayer_driver/_native/watch.h" nogil:
-    unsigned long watch_forks
-    void watch_handle_opened()
-    void watch_handle_closed()
-    bint watch_folder(const char* folder)
-    unsigned long watch_count()
-    long long watch_clock_ms()
-
-
 cdef struct Buffer:
     char* at  # malloc'ed; NULL: nothing was read
     Py_ssize_t size

@@ -13,7 +13,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from zlayer_driver._fastpath_xxh3_py import xxh3_128
+from zlayer_driver._fastpath_py.xxh3 import xxh3_128
 from zlayer_driver.errors import CacheBusy, CacheError
 
 MAGIC = b"redb\x1a\x0a\xa9\x0d\x0a"

@@ -2,10 +2,10 @@
 
 from libc.string cimport memcmp
 
-from zlayer_driver._native.reference cimport Slice
+from zlayer_driver._fastpath.grammar cimport Slice
 
 
-cdef extern from "zlayer_driver/_native/sha256.h" nogil:
+cdef extern from "zlayer_driver/_fastpath/sha256.h" nogil:
     const char HEX_DIGITS[17]
     void sha256(const unsigned char* data, size_t size, unsigned char* digest)
 

@@ -2,20 +2,19 @@
 
 A line is *plain* if it is a JSON object whose keys are without escapes and each there once, and whose id, image, runtime, isolation label
 and platform are printable ASCII without escapes. Plain lines that agree in runtime, label and platform, and whose images have the same
-facts, have the same answer but for the id, the line's number and the image. So the first is asked about, and what is told is kept as text
-with holes; what is known of images is kept beside it.
-
-Threads share memos: what one keeps is complete before it can be found, never changes and never goes. Memos are filled under the
-interpreter lock and read without.
+facts, are of one kind: they have the same answer but for the id, the line's number and the image. So the first is asked about, and what is
+told is kept as text with holes; what is known of images is kept beside it.
 """
 
-from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.stdlib cimport realloc
+from libc.string cimport memchr, memcmp, memset
 
-from zlayer_driver._native.json cimport Reader, read_text, skip_scalar, skip_space, take, take_word
-from zlayer_driver._native.reference cimport Slice, cut, equals, put
+from zlayer_driver._fastpath.kinds cimport (
+    ARCH, FACTS, ID_HOLE, IMAGE_HOLE, LABEL, LINE_HOLE, MAX_KEY_BYTES, RUNTIME, SYSTEM, Kept, Kind, Memo, recall, write_key,
+)
+from zlayer_driver._fastpath.scalars cimport Reader, read_text, skip_scalar, skip_space, take, take_word
+from zlayer_driver._fastpath.grammar cimport Slice, cut, equals, put
 
 
 cdef extern from *:
@@ -24,13 +23,8 @@ cdef extern from *:
     static inline int is_printable(unsigned char byte) {
         return byte >= 0x20 && byte < 0x7F && byte != '"' && byte != '\\\\';
     }
-    /* The one word that a thread writes while others read it. */
-    static inline void *published(void **slot) { return __atomic_load_n(slot, __ATOMIC_ACQUIRE); }
-    static inline void publish(void **slot, void *made) { __atomic_store_n(slot, made, __ATOMIC_RELEASE); }
     """
     bint is_printable(unsigned char byte) nogil
-    void* published(void** slot) nogil
-    void publish(void** slot, void* made) nogil
 
 
 cdef enum:
@@ -38,25 +32,13 @@ cdef enum:
     MAX_IMAGE_BYTES = 512
     MAX_KEYS = 32  # of one object
     MAX_NESTING = 32
-    MAX_KEY_BYTES = 1024
-    MAX_PIECES = 12
     MAX_COUNTS = 64
-    SLOTS = 1 << 16
-    MAX_KEPT = 3 << 14
-    MAX_KEPT_BYTES = 16 << 20
-    MAX_PROBES = 16
-    ID_HOLE = 1
-    LINE_HOLE = 2
-    IMAGE_HOLE = 3
 
 
 cdef struct Job:  # a text that is absent is empty
     Slice id
     Slice image
-    Slice runtime
-    Slice label
-    Slice os
-    Slice arch
+    Kind kind
 
 
 cdef enum Where:
@@ -64,26 +46,6 @@ cdef enum Where:
     IN_LABELS
     IN_PLATFORM
     ELSEWHERE
-
-
-cdef struct Piece:  # text, and the hole behind it (0: none)
-    Slice text
-    char hole
-
-
-cdef struct Kept:
-    uint64_t hash
-    Slice key  # in `memory`, as are the pieces
-    int count  # of an answer: which counter it adds to; of an image: the number of its facts
-    int pieces
-    Piece piece[MAX_PIECES]
-    char memory[1]
-
-
-cdef struct Memo:
-    void** slots
-    int kept
-    Py_ssize_t kept_bytes
 
 
 cdef struct Pass:  # one way through a chunk of lines; `missed` is the line that ended it, and `job` is that line's if it is plain
@@ -155,7 +117,7 @@ cdef inline bint read_of_job(Reader* r, Job* job, Slice key) noexcept nogil:
     if equals(key, "image", 5):
         return read_plain(r, &job.image)
     if equals(key, "runtime", 7):
-        return take_word(r, "null", 4) or (read_plain(r, &job.runtime) and job.runtime.size > 0)
+        return take_word(r, "null", 4) or (read_plain(r, &job.kind.said[RUNTIME]) and job.kind.said[RUNTIME].size > 0)
     if equals(key, "labels", 6):
         return take_word(r, "null", 4) or read_members(r, job, IN_LABELS)
     if equals(key, "platform", 8):
@@ -165,8 +127,8 @@ cdef inline bint read_of_job(Reader* r, Job* job, Slice key) noexcept nogil:
 
 cdef inline bint read_of_platform(Reader* r, Job* job, Slice key) noexcept nogil:
     if equals(key, "os", 2):
-        return take_word(r, "null", 4) or (read_plain(r, &job.os) and job.os.size > 0)
-    return equals(key, "arch", 4) and (take_word(r, "null", 4) or read_plain(r, &job.arch))
+        return take_word(r, "null", 4) or (read_plain(r, &job.kind.said[SYSTEM]) and job.kind.said[SYSTEM].size > 0)
+    return equals(key, "arch", 4) and (take_word(r, "null", 4) or read_plain(r, &job.kind.said[ARCH]))
 
 
 cdef inline bint read_of_labels(Reader* r, Job* job, Slice key) noexcept nogil:
@@ -174,7 +136,7 @@ cdef inline bint read_of_labels(Reader* r, Job* job, Slice key) noexcept nogil:
     if take_word(r, "null", 4):
         return True
     if equals(key, "com.zlayer.isolation", 20):
-        return read_plain(r, &job.label)
+        return read_plain(r, &job.kind.said[LABEL])
     return read_text(r, &ignored)
 
 
@@ -225,108 +187,7 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
     return (
         read_members(&r, job, IN_JOB) and r.at == r.end and 0 < job.id.size <= MAX_ID_BYTES and 0 < job.image.size <= MAX_IMAGE_BYTES
         and memchr(job.id.at, c"'", <size_t>job.id.size) == NULL and memchr(job.image.at, c"'", <size_t>job.image.size) == NULL
-        and job.runtime.size + job.label.size + job.os.size + job.arch.size + 4 + <Py_ssize_t>sizeof(int) <= MAX_KEY_BYTES
     )
-
-
-cdef inline char* put_key(char* out, Slice text) noexcept nogil:
-    if text.size > 0:  # an absent text is nowhere
-        put(out, text)
-    out[text.size] = 0
-    return out + text.size + 1
-
-
-cdef inline Slice write_key(const Job* job, int facts, char* key) noexcept nogil:
-    """What decides: the number of the image's facts, and the texts with a NUL behind each."""
-    cdef char* at = key + sizeof(int)
-    memcpy(key, &facts, sizeof(int))
-    return cut(key, put_key(put_key(put_key(put_key(at, job.runtime), job.label), job.os), job.arch))
-
-
-cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:
-    """Spreads keys over the slots; whoever makes keys collide gains only that their lines are asked about."""
-    cdef uint64_t found = <uint64_t>size
-    cdef uint64_t word
-    while size > 0:
-        word = 0
-        memcpy(&word, at, <size_t>(size if size < 8 else 8))
-        found = (found ^ word) * <uint64_t>0x9E3779B97F4A7C15
-        found ^= found >> 29
-        at += 8
-        size -= 8
-    return found ^ (found >> 32)
-
-
-cdef inline Kept* recall(const Memo* memo, Slice key) noexcept nogil:
-    cdef uint64_t wanted = hash_of(key.at, key.size)
-    cdef Kept* kept
-    cdef int i
-    for i in range(MAX_PROBES):
-        kept = <Kept*>published(&memo.slots[(wanted + <uint64_t>i) % SLOTS])
-        if kept == NULL:
-            return NULL
-        if kept.hash == wanted and kept.key.size == key.size and memcmp(kept.key.at, key.at, <size_t>key.size) == 0:
-            return kept
-    return NULL
-
-
-cdef inline bint prepare(Memo* memo) noexcept nogil:
-    memset(memo, 0, sizeof(Memo))
-    memo.slots = <void**>calloc(SLOTS, sizeof(void*))
-    return memo.slots != NULL
-
-
-cdef inline void forget(Memo* memo) noexcept nogil:
-    cdef int i
-    if memo.slots != NULL:
-        for i in range(SLOTS):
-            free(memo.slots[i])
-        free(memo.slots)
-
-
-cdef inline void cut_pieces(Kept* kept, Slice text) noexcept nogil:
-    """Cuts ``text`` at its holes, of which there are less than `MAX_PIECES`."""
-    cdef const char* end = text.at + text.size
-    cdef const char* at = text.at
-    cdef const char* start = text.at
-    kept.pieces = 0
-    while at <= end and kept.pieces < MAX_PIECES:
-        if at == end or ID_HOLE <= at[0] <= IMAGE_HOLE:
-            kept.piece[kept.pieces] = Piece(cut(start, at), 0 if at == end else at[0])
-            kept.pieces += 1
-            start = at + 1
-        at += 1
-
-
-cdef inline Kept* make_kept(Slice key, Slice text, int count) noexcept nogil:
-    """An answer with holes and what it answers, or an image's canonical name and its name; NULL without memory."""
-    cdef Kept* kept = <Kept*>malloc(sizeof(Kept) + <size_t>(key.size + text.size))
-    if kept != NULL:
-        kept.hash = hash_of(key.at, key.size)
-        kept.count = count
-        kept.key = Slice(&kept.memory[0], key.size)
-        put(put(&kept.memory[0], key), text)
-        cut_pieces(kept, Slice(kept.key.at + key.size, text.size))
-    return kept
-
-
-cdef inline bint keep(Memo* memo, Kept* kept) noexcept:
-    """Takes ``kept`` over, if there is room and it is not there yet."""
-    cdef Py_ssize_t size = <Py_ssize_t>sizeof(Kept) + kept.key.size
-    cdef int i
-    for i in range(kept.pieces):
-        size += kept.piece[i].text.size + 1
-    if memo.kept == MAX_KEPT or memo.kept_bytes + size > MAX_KEPT_BYTES:
-        return False
-    if recall(memo, kept.key) != NULL:
-        return False
-    for i in range(MAX_PROBES):
-        if memo.slots[(kept.hash + <uint64_t>i) % SLOTS] == NULL:
-            publish(&memo.slots[(kept.hash + <uint64_t>i) % SLOTS], kept)
-            memo.kept += 1
-            memo.kept_bytes += size
-            return True
-    return False
 
 
 cdef inline bint ensure(Pass* lines, Py_ssize_t size) noexcept nogil:
@@ -374,9 +235,14 @@ cdef inline bint tell(Pass* lines, const Kept* kept, const Kept* image) noexcept
     return True
 
 
-cdef inline Kept* recall_answer(const Memo* answers, const Job* job, const Kept* image) noexcept nogil:
+cdef inline Slice key_of_job(Job* job, const Kept* image, char* key) noexcept nogil:
+    job.kind.said[FACTS] = Slice(<const char*>&image.count, sizeof(int))
+    return write_key(&job.kind, key)
+
+
+cdef inline Kept* recall_answer(const Memo* answers, Job* job, const Kept* image) noexcept nogil:
     cdef char key[MAX_KEY_BYTES]
-    return recall(answers, write_key(job, image.count, key))
+    return recall(answers, key_of_job(job, image, key))
 
 
 cdef inline Ending tell_known(const Memo* images, const Memo* answers, Pass* lines) noexcept nogil:

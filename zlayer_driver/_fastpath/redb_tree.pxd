@@ -1,4 +1,4 @@
-"""Pages and B+trees of redb files, by the rules of the readable twin (`_fastpath_redb_py`), which explains the format.
+"""Pages and B+trees of redb files, by the rules of the readable twin (`_fastpath_py.redb`), which explains the format.
 
 Pages are copied out of the file, verified once and kept by number and checksum: a page that was overwritten no longer has the checksum
 that its parent names, so that a kept page is never stale. A mapping would be one copy less, and a crash where a writer shortens the file.
@@ -10,14 +10,15 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 from posix.types cimport off_t
 
-from zlayer_driver._native.reference cimport Slice
+from zlayer_driver._fastpath.grammar cimport Slice
+from zlayer_driver._fastpath.text cimport text_of
 
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* buffer, size_t size, off_t offset)
 
 
-cdef extern from "zlayer_driver/_native/xxh3.h" nogil:
+cdef extern from "zlayer_driver/_fastpath/xxh3.h" nogil:
     uint64_t xxh3_u64(const unsigned char* at)
     uint32_t xxh3_u32(const unsigned char* at)
     bint xxh3_matches(const unsigned char* data, size_t size, const unsigned char* checksum)
@@ -340,3 +341,30 @@ cdef inline Verdict find_value(Redb* file, Root root, Slice key, Slice* value, i
             return GOOD
         root = child_of(&node, i)
     return refuse(file, DAMAGED, "a tree is too deep")
+
+
+cdef inline int collect(Redb* file, Root root, list found, int depth) except? -1:
+    cdef Node node
+    cdef unsigned char* raw = NULL
+    cdef uint32_t i
+    if not root.there:
+        return GOOD
+    if depth == MAX_DEPTH:
+        return refuse(file, DAMAGED, "a tree is too deep")
+    if read_node(file, &root, Shape(-1, -1), &node, &raw) != GOOD:
+        return DAMAGED
+    try:
+        for i in range(node.count + (not node.is_leaf)):
+            if node.is_leaf:
+                found.append(text_of(key_of(&node, i)))
+            elif collect(file, child_of(&node, i), found, depth + 1) < 0:
+                return DAMAGED
+    finally:
+        free(raw)
+    return GOOD
+
+
+cdef inline int collect_keys(Redb* file, list found) except? -1:
+    """Appends the table's keys in their order; below 0 with a ``reason`` where they cannot be read."""
+    rewind(file)
+    return collect(file, file.table.root, found, 0)

@@ -1,13 +1,49 @@
-"""The readable twin of ``_native/place.pxd``: it asks about every line, which is what the compiled one's answers are equal to."""
+"""Decisions for many requests: each is asked about, which is what the compiled twin's answers are equal to."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+from zlayer_driver.errors import DriverError
+from zlayer_driver.model import ImageFacts, Isolation, Platform
 
 MAX_COUNTS = 64
 Ask = Callable[[bytes, int, bool], tuple[bytes, int, bool]]
 Know = Callable[[str], tuple[bytes, int] | None]
+
+
+class Request(Protocol):
+    """What of a task decides."""
+
+    @property
+    def runtime(self) -> Isolation | None: ...
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+    @property
+    def platform(self) -> Platform | None: ...
+
+
+R = TypeVar("R", bound=Request)
+T = TypeVar("T")
+
+
+def choose_many(requests: Iterable[R], facts: Iterable[ImageFacts], choose: Callable[[R, ImageFacts], T]) -> list[T | DriverError]:
+    """What ``choose(request, facts)`` says of each request and its image's facts; a `DriverError` stands in the place of what it refuses.
+
+    Requests that agree in runtime, isolation label, platform and facts have one choice: the first is asked about.
+    """
+
+    def told(request: R, known: ImageFacts) -> T | DriverError:
+        try:
+            return choose(request, known)
+        except DriverError as error:
+            return error
+
+    return [told(request, known) for request, known in zip(requests, facts, strict=True)]
 
 
 class JobLines:

@@ -1,4 +1,4 @@
-"""ZLayer's SQLite blob cache through libsqlite3, by the rules of the readable twin (`_fastpath_sqlite_py`): nothing is written or created.
+"""ZLayer's SQLite blob cache through libsqlite3, by the rules of the readable twin (`_fastpath_py.sqlite`): nothing is written or created.
 
 It is the shared library that Python's ``sqlite3`` uses, and only SQLite opens the database file: two copies of SQLite in a process, or a
 descriptor closed behind its back, would drop the file locks of a writer in this process.
@@ -6,8 +6,9 @@ descriptor closed behind its back, would drop the file locks of a writer in this
 
 from libc.string cimport memcmp, strlen
 
-from zlayer_driver._native.files cimport Stamp, look
-from zlayer_driver._native.reference cimport Slice
+from zlayer_driver._fastpath.files cimport Stamp, look
+from zlayer_driver._fastpath.grammar cimport Slice
+from zlayer_driver._fastpath.text cimport text_of
 
 
 cdef extern from "<sqlite3.h>" nogil:
@@ -32,6 +33,8 @@ cdef extern from "<sqlite3.h>" nogil:
     int sqlite3_column_type(sqlite3_stmt*, int)
     const void* sqlite3_column_blob(sqlite3_stmt*, int)
     int sqlite3_column_bytes(sqlite3_stmt*, int)
+    int sqlite3_exec(sqlite3*, const char*, void*, void*, char**)
+    int sqlite3_get_autocommit(sqlite3*)
     int sqlite3_extended_errcode(sqlite3*)
     const char* sqlite3_errmsg(sqlite3*)
 
@@ -152,9 +155,16 @@ cdef inline int select_row(Sqlite* cache, int which, Slice key, Slice* row) noex
     return 1
 
 
+cdef inline int begin_read(Sqlite* cache) noexcept nogil:
+    """All rows until `end_read` are of one commit, if this is a database; -1 on an SQLite error."""
+    return 0 if cache.db == NULL or sqlite3_exec(cache.db, "BEGIN", NULL, NULL, NULL) == SQLITE_OK else -1
+
+
 cdef inline void end_read(Sqlite* cache) noexcept nogil:
     sqlite3_reset(cache.select[0])
     sqlite3_reset(cache.select[1])
+    if cache.db != NULL and not sqlite3_get_autocommit(cache.db):
+        sqlite3_exec(cache.db, "COMMIT", NULL, NULL, NULL)
 
 
 cdef inline int owns_spill(Sqlite* cache, Slice key, Slice low, Slice high, const char* name, Py_ssize_t size) noexcept nogil:
@@ -179,3 +189,21 @@ cdef inline int owns_spill(Sqlite* cache, Slice key, Slice low, Slice high, cons
     code = sqlite3_step(query)
     sqlite3_finalize(query)
     return 1 if code == SQLITE_ROW else 0 if code == SQLITE_DONE else -1
+
+
+cdef inline int collect_digests(Sqlite* cache, list found) except? -2:
+    """Appends all keys in byte order; -1 on an SQLite error."""
+    cdef sqlite3_stmt* query = NULL
+    cdef int code
+    sqlite3_prepare_v2(
+        cache.db, "SELECT CAST(digest AS BLOB) FROM blobs WHERE typeof(digest) = 'text' ORDER BY digest", -1, &query, NULL,
+    )
+    try:
+        while True:
+            code = sqlite3_step(query)
+            if code != SQLITE_ROW:
+                break
+            found.append(text_of(Slice(<const char*>sqlite3_column_blob(query, 0), sqlite3_column_bytes(query, 0))))
+    finally:
+        sqlite3_finalize(query)
+    return 0 if code == SQLITE_DONE else -1

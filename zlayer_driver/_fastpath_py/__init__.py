@@ -1,0 +1,20 @@
+"""The readable twin of `_fastpath`: the same functions and answers in plain Python. Import `zlayer_driver.fastpath` instead."""
+
+from zlayer_driver._fastpath_py.caches import BlobCache
+from zlayer_driver._fastpath_py.facts import image_facts
+from zlayer_driver._fastpath_py.placement import JobLines, choose_many, line_count
+from zlayer_driver._fastpath_py.references import cache_keys, canonical, canonical_many, parse, sanitize, sanitize_many
+
+__all__ = [
+    "BlobCache",
+    "JobLines",
+    "cache_keys",
+    "canonical",
+    "canonical_many",
+    "choose_many",
+    "image_facts",
+    "line_count",
+    "parse",
+    "sanitize",
+    "sanitize_many",
+]
