@@ -67,7 +67,7 @@ class UsageSample:
     """One sample of a usage stream; counters run from the container's start. ``at`` is in UTC; ``None`` is «not measured».
 
     ``memory_bytes`` is all that counts against the limit, of which ``rss`` is anonymous memory and ``cache`` file pages. ``processes`` are by
-    the pids that the node gives them; of a great many, only some.
+    the pids of the node, in a VM by those of the container; of a great many, only some.
     """
 
     at: datetime

@@ -263,7 +263,7 @@ class UsageCases(AbilityCases):
 
 
 class OverlayCases(AbilityCases):
-    covers = frozenset({contract.HasOverlayKind, contract.CanAttachOverlay, contract.TakesOverlayConfig, contract.HasAddress})
+    covers = frozenset({contract.CanAttachOverlay, contract.HasAddress})
 
     async def test_attached_address_is_the_tasks(self, subject: Subject) -> None:
         backend = subject.backend
@@ -276,6 +276,10 @@ class OverlayCases(AbilityCases):
             await backend.detach_overlay(handle)
         assert await backend.address(handle) is None
         await backend.destroy(handle)
+
+
+class GuestOverlayCases(AbilityCases):
+    covers = frozenset({contract.HasOverlayKind, contract.TakesOverlayConfig})
 
     async def test_pushed_identity(self, subject: Subject) -> None:
         assert isinstance(subject.backend, contract.TakesOverlayConfig)

@@ -76,6 +76,7 @@ class TestFake(
     suite.LogCases,
     suite.UsageCases,
     suite.OverlayCases,
+    suite.GuestOverlayCases,
     suite.PullCases,
     suite.ImageCases,
 ):

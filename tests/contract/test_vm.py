@@ -47,6 +47,7 @@ class TestVm(
     suite.StreamExecCases,
     suite.ControlCases,
     suite.UsageCases,
+    suite.GuestOverlayCases,
     suite.SweepCases,
     suite.PullCases,
     suite.ImageCases,

@@ -1,16 +1,20 @@
-"""A guest that brings up its own WireGuard interface from what was pushed to it. Its place is taken by a namespace behind the node's underlay."""
+"""A guest that brings up its own WireGuard interface from what was pushed to it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.host.overlay_lab import Host, Lab, lab, ping, run
+from tests.host.oci_lab import OneImage, shell
+from tests.host.overlay_lab import Lab, lab, ping
+from tests.host.vm_lab import MACHINES, backend, handle, machines
+from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import InvalidSpec, Unsupported
-from zlayer_driver.host import netns, wireguard
+from zlayer_driver.model import Handle, Network
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.guest import GuestManaged
 from zlayer_driver.readings import GuestOverlay
@@ -18,66 +22,43 @@ from zlayer_driver.readings import GuestOverlay
 pytestmark = pytest.mark.needs("root", "ip", "nsenter", "busybox", "wireguard-go")
 
 
-class Agent:
-    """What an agent in a guest does with its config."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.device = f"{host.plan().bridge}-gst"
-        self.pushed: list[GuestOverlay] = []
-
-    async def push(self, overlay: GuestOverlay) -> None:
-        self.pushed.append(overlay)
-        worker = netns.Worker(str(self.host.namespace))
-        await worker.run(self._bring_up, overlay)
-        worker.close()
-
-    def _bring_up(self, overlay: GuestOverlay) -> None:
-        wireguard.start(self.device)
-        lines = [f"private_key={keys.raw(overlay.private_key).hex()}"]
-        for peer in overlay.peers:
-            lines += [
-                f"public_key={keys.raw(peer['public_key']).hex()}",
-                f"endpoint={peer['endpoint']}",
-                f"allowed_ip={peer['allowed_ips']}",
-                f"persistent_keepalive_interval={peer['persistent_keepalive_s']}",
-            ]
-        wireguard.configure(self.device, lines)
-        run(["ip", "addr", "replace", f"{overlay.address}/32", "dev", self.device], namespace=self.host.namespace)
-        run(["ip", "link", "set", self.device, "up", "mtu", overlay.peers[0]["mtu"]], namespace=self.host.namespace)
-        run(["ip", "route", "replace", overlay.peers[0]["allowed_ips"], "dev", self.device], namespace=self.host.namespace)
-
-
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Lab]:
-    async with lab(tmp_path, Transport.WIREGUARD) as made:
+async def made(root: Path) -> AsyncIterator[Lab]:
+    async with lab(root, Transport.WIREGUARD) as made:
         yield made
 
 
-async def test_a_guest_and_containers_on_its_and_another_node_reach_each_other(made: Lab) -> None:
-    one, two, guest = made.host(1), made.host(2), made.host(9)
-    agent = Agent(guest)
+async def reaches(vms: VmBackend, guest: Handle, address: object) -> bool:
+    answer = await vms.exec(guest, ["busybox", "ping", "-c", "1", "-W", "10", str(address)], timeout_s=60)
+    return answer.exit.code == 0
+
+
+@pytest.mark.needs(*MACHINES, "tc")
+@pytest.mark.timeout(180)
+async def test_a_guest_and_containers_on_its_and_another_node_reach_each_other(root: Path, images: OneImage, made: Lab) -> None:
+    """The guest is a real one. What it sends comes out of a namespace on the switch."""
+    one, two, outside = made.host(1), made.host(2), made.host(9)
+    vms = backend(root, images, machines(root))
+    guest = handle("vm", await vms.start(shell("vm", "sleep 1000", network=Network(mode="path", netns_path=str(outside.namespace)))))
     public = [keys.load(host.state_dir / "wireguard.key").public for host in (one, two)]
     near, far = one.overlay(peers=(two.peer(public[1]),)), two.overlay(peers=(one.peer(public[0]),))
     beside, away = one.container("c"), two.container("c")
     neighbour, other = await near.attach("c", str(beside)), await far.attach("c", str(away))
     guests = GuestManaged(near)
-    try:
-        attached = await guests.attach("vm", agent.push)
-        for address in (neighbour.addresses[0], other.addresses[0]):
-            assert ping(guest.namespace, address, wait_s=10)
-        for place in (beside, away):
-            assert ping(place, attached.addresses[0], wait_s=10)
-        await near.set_peers([two.peer(public[1])])
-        assert ping(away, attached.addresses[0], wait_s=10)
-        assert await guests.attach("vm", agent.push) == attached
-        assert agent.pushed[0] == agent.pushed[1]
-        await guests.detach("vm")
-        await guests.detach("vm")
-        assert not ping(away, attached.addresses[0], wait_s=1)
-        assert await guests.describe("vm") is None
-    finally:
-        wireguard.stop(agent.device)
+    attached = await guests.attach("vm", partial(vms.push_overlay, guest))
+    for address in (neighbour.addresses[0], other.addresses[0]):
+        assert await reaches(vms, guest, address)
+    for place in (beside, away):
+        assert ping(place, attached.addresses[0], wait_s=10)
+    await near.set_peers([two.peer(public[1])])
+    assert ping(away, attached.addresses[0], wait_s=10)
+    assert await guests.attach("vm", partial(vms.push_overlay, guest)) == attached
+    assert await reaches(vms, guest, other.addresses[0])
+    await guests.detach("vm")
+    await guests.detach("vm")
+    assert not ping(away, attached.addresses[0], wait_s=1)
+    assert await guests.describe("vm") is None
+    await vms.destroy(guest)
 
 
 async def test_a_push_that_fails_leaves_nothing(made: Lab) -> None:

@@ -108,6 +108,27 @@ async def test_out_of_memory_is_told_apart_from_a_kill(root: Path, images: OneIm
     await vms.destroy(task)
 
 
+async def test_what_a_guest_uses_is_counted(root: Path, images: OneImage, found: Machines) -> None:
+    os.mkfifo(root / "out")
+    vms = backend(root, images, found)
+    script = "dd if=/dev/zero of=/dev/shm/file bs=1M count=8 2>/dev/null; echo ready; while :; do :; done"
+    limits = Resources(memory_bytes=64 << 20, cpu_quota_us=50_000)
+    task = handle("one", await vms.start(shell("one", script, resources=limits, stdout_path=str(root / "out"))))
+    with (root / "out").open() as out:
+        assert out.readline() == "ready\n"
+    samples = await vms.stream_usage(task)
+    now = await anext(samples)
+    assert now.cpu_total_ns >= now.cpu_system_ns > 0
+    assert (now.cpu_throttled_periods or 0) > 0
+    assert now.memory_limit_bytes == 64 << 20 > (now.memory_peak_bytes or 0) >= now.memory_bytes >= (now.memory_cache_bytes or 0) >= 8 << 20
+    assert min(now.memory_rss_bytes or 0, now.memory_kernel_bytes or 0) > 0
+    assert (now.memory_swap_bytes, now.pids, list(now.processes)) == (0, 1, [1])
+    assert now.processes[1].rss_bytes > 0
+    later = await anext(samples)
+    assert later.processes[1].cpu_user_ns > now.processes[1].cpu_user_ns
+    await vms.destroy(task)
+
+
 async def test_hosts_directories_are_live_both_ways(root: Path, images: OneImage, found: Machines) -> None:
     for name in ("shared", "secret"):
         (root / name).mkdir()

@@ -20,7 +20,7 @@ from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.vm_boot import BootFiles
 from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
 from zlayer_driver.errors import InvalidSpec, Unsupported
-from zlayer_driver.guest.frames import BrokenFrames, Frame, Kind, Parser, fields, pack
+from zlayer_driver.guest.frames import BrokenFrames, Frame, GuestUsage, Kind, Parser, fields, pack
 from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.model import Device, Mount, Network, Resources, Security, TaskSpec
 
@@ -68,13 +68,16 @@ def test_initramfs_is_an_archive_with_modules_after_what_they_need(tmp_path: Pat
     (kernel / "virtio_mmio.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=virtio,virtio-ring\0")
     (kernel / "virtio.ko.xz").write_bytes(lzma.compress(b"\x7fELF\0depends=virtio_ring\0"))
     (kernel / "virtio-ring.ko.zst").write_bytes(zstandard.ZstdCompressor().compress(b"\x7fELF\0depends=\0"))
+    (kernel / "wireguard.ko").write_bytes(b"\x7fELF\0depends=udp_tunnel,virtio\0")
+    (kernel / "udp_tunnel.ko").write_bytes(b"\x7fELF\0depends=\0")
     (tmp_path / "agent").write_bytes(b"the agent")
     monkeypatch.setattr(vm_boot, "AGENT", tmp_path / "agent")
     archive = vm_boot.initramfs(tmp_path)
     (tmp_path / "out").mkdir()
     subprocess.run(["busybox", "cpio", "-id"], cwd=tmp_path / "out", input=archive, check=True, capture_output=True)
     assert (tmp_path / "out/init").read_bytes() == b"the agent"
-    assert (tmp_path / "out/modules/order").read_text().split() == ["virtio_ring.ko", "virtio.ko", "virtio_mmio.ko"]
+    assert (tmp_path / "out/modules/boot").read_text().split() == ["virtio_ring.ko", "virtio.ko", "virtio_mmio.ko"]
+    assert (tmp_path / "out/modules/wireguard").read_text().split() == ["udp_tunnel.ko", "wireguard.ko"]
     assert (tmp_path / "out/modules/virtio_ring.ko").read_bytes().startswith(b"\x7fELF")
 
 
@@ -117,6 +120,13 @@ def test_machine_is_as_large_as_the_task_needs() -> None:
     assert cpus(Resources(cpu_quota_us=10**9)) == cpus(Resources(cpu_shares=10**9)) >= 1
 
 
+@pytest.mark.parametrize("count", [0, 11, 13, 17])
+def test_usage_of_a_wrong_length_is_broken(count: int) -> None:
+    with pytest.raises(BrokenFrames):
+        GuestUsage.parse(bytes(8 * count))
+    assert GuestUsage.parse(bytes(8 * 16)).processes == ((0, 0, 0, 0),)
+
+
 def test_guest_is_told_its_setup(tmp_path: Path) -> None:
     bundle = Bundle(tmp_path, "one")
     bundle.etc.mkdir(parents=True)
@@ -139,7 +149,7 @@ def test_guest_is_told_its_setup(tmp_path: Path) -> None:
         *(b"hname", b"m1048576", b"p7", b"c50000 100000", b"r"),
         *(b"f/etc/hosts\nhosts!", b"f/etc/hostname\nhostname!", b"f/etc/resolv.conf\nnameserver 10.0.2.3\n"),
         *(b"trw,mode=1777,size=9 /t", b"bro 0 /a", b"brw 1 /b"),
-        *(b"n10.0.0.2 24 1400", b"g10.9.0.0 16 -", b"g0.0.0.0 0 10.0.0.1", b""),
+        *(b"neth0 10.0.0.2 24 1400", b"geth0 10.9.0.0 16 -", b"geth0 0.0.0.0 0 10.0.0.1", b""),
     ]
     with pytest.raises(InvalidSpec, match="devices"):
         vm_guest.setup(dataclasses.replace(task, devices=(Device("/dev/null", "/dev/null"),)), bundle, "name", None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,9 +20,9 @@ from zlayer_driver.backends.vm_machine import Machines, check
 from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
-from zlayer_driver.guest.frames import USAGE, Kind, fields
+from zlayer_driver.guest.frames import GuestUsage, Kind, fields
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
-from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
+from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, GuestOverlay, OverlayKind, ProcessUsage, Usage, UsageSample
 
 _INTERVAL_S = 1.0
 
@@ -92,19 +93,25 @@ class VmBackend(Supervised):
         return vm_exec.stream(bundle, self._payload(bundle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
 
     async def pause(self, handle: Handle) -> None:
-        await self._limit(handle, [("z", "1")])
+        await self._change(handle, [("z", "1")])
 
     async def resume(self, handle: Handle) -> None:
-        await self._limit(handle, [("z", "0")])
+        await self._change(handle, [("z", "0")])
 
     async def update(self, handle: Handle, resources: Resources) -> Sequence[str]:
         """Within the machine: what it was made with it keeps."""
-        await self._limit(handle, list(vm_guest.limits(resources)))
+        await self._change(handle, vm_guest.limits(resources))
         return ()
 
+    def overlay_kind(self) -> OverlayKind:
+        return OverlayKind.GUEST_MANAGED
+
+    async def push_overlay(self, handle: Handle, overlay: GuestOverlay) -> None:
+        await self._change(handle, vm_guest.overlay(overlay))
+
     async def usage(self, handle: Handle) -> Usage:
-        cpu_us, memory, _ = (await vm_exec.call(self._running(handle).bundle, Kind.PING)).unpack(USAGE)
-        return Usage(cpu_us, memory, 0)
+        used = await _usage(self._running(handle).bundle)
+        return Usage(used.cpu_us, used.memory_bytes, used.memory_limit_bytes)
 
     async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
         self._running(handle)
@@ -114,8 +121,7 @@ class VmBackend(Supervised):
         container = self._watched(handle)
         while not container.ended:
             with suppress(NotFound):
-                cpu_us, memory, pids = (await vm_exec.call(container.bundle, Kind.PING)).unpack(USAGE)
-                yield UsageSample(at=datetime.now(UTC), cpu_total_ns=cpu_us * 1000, memory_bytes=memory, memory_limit_bytes=0, pids=pids)
+                yield _sample(await _usage(container.bundle))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL_S):
                     await container.wait()
@@ -125,7 +131,31 @@ class VmBackend(Supervised):
         told = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)} if user else None
         return vm_guest.command(bundle, argv, options, told, tty=tty)
 
-    async def _limit(self, handle: Handle, limits: list[tuple[str, str]]) -> None:
-        answer = await vm_exec.call(self._running(handle).bundle, Kind.LIMIT, fields(limits))
+    async def _change(self, handle: Handle, changes: Iterable[tuple[str, str]]) -> None:
+        answer = await vm_exec.call(self._running(handle).bundle, Kind.CHANGE, fields(changes))
         if answer.kind is Kind.FAILED:
-            raise InvalidSpec(f"the VM of {handle.task_id!r} cannot {answer.failure()[1]}")
+            number, what = answer.failure()
+            raise InvalidSpec(f"the VM of {handle.task_id!r} cannot {what}: {os.strerror(number)}")
+
+
+async def _usage(bundle: Bundle) -> GuestUsage:
+    return GuestUsage.parse((await vm_exec.call(bundle, Kind.PING)).payload)
+
+
+def _sample(used: GuestUsage) -> UsageSample:
+    return UsageSample(
+        at=datetime.now(UTC),
+        cpu_total_ns=used.cpu_us * 1000,
+        cpu_system_ns=used.cpu_system_us * 1000,
+        cpu_throttled_periods=used.throttled_periods,
+        cpu_throttled_ns=used.throttled_us * 1000,
+        memory_bytes=used.memory_bytes,
+        memory_limit_bytes=used.memory_limit_bytes,
+        memory_peak_bytes=used.memory_peak_bytes,
+        memory_rss_bytes=used.rss_bytes,
+        memory_cache_bytes=used.cache_bytes,
+        memory_kernel_bytes=used.kernel_bytes,
+        memory_swap_bytes=used.swap_bytes,
+        pids=used.pids,
+        processes={pid: ProcessUsage(*times_and_memory) for pid, *times_and_memory in used.processes},
+    )

@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from zlayer_driver.errors import Unsupported
 
 AGENT = Path(__file__).parent.parent / "guest" / "agent"
 _BASES = (Path("/usr/local/lib/zlayer/kernel"), Path("/"))
-_MODULES = ("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay", "virtio_net", "virtiofs")
+# What is loaded at boot, and what later where it is needed: lists of the agent (`guest/modules.c`).
+_MODULES = {
+    "boot": ("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay", "virtio_net", "virtiofs"),
+    "wireguard": ("wireguard",),
+}
 _POINTS = ("dev", "lower", "rw", "root", "share", "cgroup", "modules")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ELF = b"\x7fELF"
@@ -122,11 +126,15 @@ def _decompressed(magic: bytes, data: bytes) -> bytes:
 
 def initramfs(modules: Path) -> bytes:
     """A cpio archive (format «newc»: cpio(5)) of the agent as ``/init`` and the modules in the order to load them in."""
-    loaded = dict(_in_order(modules))
+    found = _Modules(modules)
+    lists = {name: list(found.in_order(wanted)) for name, wanted in _MODULES.items()}
     files = [(name, stat.S_IFDIR | 0o755, b"") for name in _POINTS]
     files += [("init", stat.S_IFREG | 0o755, AGENT.read_bytes())]
-    files += [(f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in loaded.items()]
-    files += [("modules/order", stat.S_IFREG | 0o644, "".join(f"{name}.ko\n" for name in loaded).encode())]
+    files += [(f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for listed in lists.values() for name, data in listed]
+    files += [
+        (f"modules/{name}", stat.S_IFREG | 0o644, b"".join(b"%s.ko\n" % module.encode() for module, _ in listed))
+        for name, listed in lists.items()
+    ]
     return b"".join(_entry(number, *file) for number, file in enumerate([*files, ("TRAILER!!!", 0, b"")], 1))
 
 
@@ -137,23 +145,20 @@ def _entry(number: int, name: str, mode: int, data: bytes) -> bytes:
     return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
 
 
-def _in_order(modules: Path) -> Iterator[tuple[str, bytes]]:
-    """Each module after those it depends on. One that the package does not have is in the kernel itself."""
-    files = {path.name.partition(".ko")[0].replace("-", "_"): path for path in modules.glob("kernel/**/*.ko*")}
-    done: set[str] = set()
+class _Modules:
+    """Of a kernel package; each is given once. One that the package does not have is in the kernel itself."""
 
-    def with_needs(name: str) -> Iterator[tuple[str, bytes]]:
-        if name in done or name not in files:
-            return
-        done.add(name)
-        data = _module(files[name])
-        found = _DEPENDS.search(data)
-        for need in (found[1].decode() if found else "").replace("-", "_").split(","):
-            yield from with_needs(need)
-        yield name, data
+    def __init__(self, modules: Path) -> None:
+        self._files = {path.name.partition(".ko")[0].replace("-", "_"): path for path in modules.glob("kernel/**/*.ko*")}
 
-    for name in _MODULES:
-        yield from with_needs(name)
+    def in_order(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Each after those it depends on."""
+        for name in names:
+            if path := self._files.pop(name, None):
+                data = _module(path)
+                found = _DEPENDS.search(data)
+                yield from self.in_order((found[1].decode() if found else "").replace("-", "_").split(","))
+                yield name, data
 
 
 def _module(path: Path) -> bytes:

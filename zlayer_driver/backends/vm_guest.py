@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, ip_network
 from typing import Any
 
 from zlayer_driver.backends.supervised.bundle import Bundle
@@ -12,13 +14,15 @@ from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.guest.frames import PAYLOAD_MAX, fields
 from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.model import Mount, Network, Resources, TaskSpec
-from zlayer_driver.readings import ExecOptions, WindowSize
+from zlayer_driver.readings import ExecOptions, GuestOverlay, WindowSize
 
 Doc = Mapping[str, Any]
 
 # What QEMU's user network gives its guest, and where it resolves names.
 USER_NET = Link("", "52:54:00:12:34:56", 1500, "10.0.2.15", 24, (Route("0.0.0.0/0", "10.0.2.2"),))
 USER_NET_DNS = "10.0.2.3"
+
+_TUNNEL, _TUNNEL_MTU = "overlay0", 1420  # `guest/tunnel.c`; the MTU of WireGuard over Ethernet, where nobody says another
 
 
 def shared(task: TaskSpec) -> list[Mount]:
@@ -62,10 +66,30 @@ def _setup(task: TaskSpec, bundle: Bundle, hostname: str) -> Iterator[tuple[str,
 
 def _network(link: Link) -> Iterator[tuple[str, str]]:
     """Routes on the link before those through a gateway that it reaches."""
-    yield "n", f"{link.address} {link.prefix_length} {link.mtu}"
+    yield "n", f"eth0 {link.address} {link.prefix_length} {link.mtu}"
     for route in sorted(link.routes, key=lambda route: bool(route.gateway)):
         target, _, prefix_length = route.target.partition("/")
-        yield "g", f"{target} {prefix_length} {route.gateway or '-'}"
+        yield "g", f"eth0 {target} {prefix_length} {route.gateway or '-'}"
+
+
+def overlay(config: GuestOverlay) -> Iterator[tuple[str, str]]:
+    """A tunnel with these peers and no others; `InvalidSpec` for a config that is none."""
+    try:
+        yield "w", _hex(config.private_key)
+        for peer in config.peers:
+            host, _, port = peer["endpoint"].rpartition(":")
+            network = ip_network(peer["allowed_ips"])
+            told = f"{host.strip('[]')} {int(port)} {int(peer['persistent_keepalive_s'])} {network.network_address} {network.prefixlen}"
+            yield "q", f"{_hex(peer['public_key'])} {told}"
+        yield "n", f"{_TUNNEL} {IPv4Address(config.address)} 32 {min((int(peer['mtu']) for peer in config.peers), default=_TUNNEL_MTU)}"
+        for peer in config.peers:
+            yield "g", f"{_TUNNEL} {peer['allowed_ips'].replace('/', ' ')} -"
+    except (KeyError, ValueError) as error:
+        raise InvalidSpec(f"a guest cannot have this overlay: {error!r}") from error
+
+
+def _hex(key: str) -> str:
+    return base64.b64decode(key, validate=True).hex()
 
 
 def _etc(bundle: Bundle, network: Network, name: str) -> str:

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "agent.h"
 #include "channel.h"
+#include "usage.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -69,27 +70,18 @@ void send_failure(int channel, struct fail failed)
 	send_frame(channel, FAILED, text, 4 + (size_t)(length < 0 ? 0 : length < 251 ? length : 251));
 }
 
-static unsigned long long number_in(const char *file, const char *key)
-{
-	char text[2048];
-	int fd = openat(cgroup, file, O_RDONLY | O_CLOEXEC);
-	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	close(fd);
-	text[length < 0 ? 0 : length] = 0;
-	const char *at = *key ? strstr(text, key) : text;
-	return at ? strtoull(at + strlen(key), NULL, 10) : 0;
-}
-
 static void send_usage(int channel)
 {
-	uint64_t told[] = { htole64(number_in("cpu.stat", "usage_usec ")), htole64(number_in("memory.current", "")),
-			    htole64(number_in("pids.current", "")) };
-	send_frame(channel, PONG, told, sizeof told);
+	static uint64_t told[USAGE_MAX];
+	size_t count = read_usage(cgroup, told);
+	for (size_t i = 0; i < count; i++)
+		told[i] = htole64(told[i]);
+	send_frame(channel, PONG, told, count * sizeof *told);
 }
 
 int out_of_memory(void)
 {
-	return number_in("memory.events", "oom_kill ") > 0;
+	return count_of_group(cgroup, "memory.events", "oom_kill ") > 0;
 }
 
 static void answer(int number, struct fail failed)
@@ -105,7 +97,7 @@ static void obey(int number, int kind, const char *payload, size_t length)
 	struct channel *channel = find_channel(number);
 	switch (kind) {
 	case SETUP: answer(number, make_root(payload, length, &cgroup)); break;
-	case LIMIT: answer(number, apply_fields(payload, length, cgroup)); break;
+	case CHANGE: answer(number, apply_fields(payload, length, cgroup)); break;
 	case START: start(number, payload, length, cgroup); break;
 	case PING: send_usage(number); break;
 	case CLOSE:
@@ -244,7 +236,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (mount("dev", "/dev", "devtmpfs", MS_NOSUID, NULL) && errno != EBUSY)
 		die("mount /dev");
-	struct fail failed = load_modules("/modules");
+	struct fail failed = load_modules("boot");
 	if (failed.what)
 		errno = failed.error, die(failed.what);
 	open_port();

@@ -4,7 +4,7 @@
  *
  *     u32 length of the payload   u16 channel   u8 kind   u8 0   payload
  *
- * Channel 0 is the container's own process; the host numbers the others. Payloads of SETUP, LIMIT and START are fields, each a letter and
+ * Channel 0 is the container's own process; the host numbers the others. Payloads of SETUP, CHANGE and START are fields, each a letter and
  * a text that ends with NUL. The host is trusted; what the agent reads from the container's files and streams is not.
  */
 #ifndef ZLAYER_AGENT_H
@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 enum kind {
-	SETUP = 1, START, INPUT, SIGNAL, RESIZE, CREDIT, PING, CLOSE, LIMIT, /* to the guest */
+	SETUP = 1, START, INPUT, SIGNAL, RESIZE, CREDIT, PING, CLOSE, CHANGE, /* to the guest */
 	READY = 16, DONE, FAILED, STDOUT, STDERR, EXIT, PONG,         /* to the host */
 };
 
@@ -31,7 +31,7 @@ struct fail {            /* what could not be done, and errno; all of the guest'
 /* The next field of a payload, its letter first, or NULL at the end; `at` moves past it. */
 const char *next_field(const char *payload, size_t length, size_t *at);
 
-struct fail load_modules(const char *directory);
+struct fail load_modules(const char *list);
 struct fail make_root(const char *payload, size_t length, int *cgroup);
 struct fail apply_fields(const char *payload, size_t length, int cgroup);
 int make_directories(const char *path);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 PAYLOAD_MAX = 1 << 16
 WINDOW = 1 << 18  # bytes of one stream that its receiver has not taken yet, at most
@@ -14,7 +14,6 @@ CHUNK = 1 << 15
 _HEADER = struct.Struct("<IHBx")
 CREDIT = struct.Struct("<II")  # stream (0 stdout, 1 stderr), bytes; a process's credit for its input has the bytes alone
 EXIT = struct.Struct("<III")  # code, signal, whether the guest ran out of memory
-USAGE = struct.Struct("<QQQ")  # CPU time in us, memory in bytes, processes
 SIZE = struct.Struct("<HH")  # rows, columns
 NUMBER = struct.Struct("<I")
 
@@ -28,7 +27,7 @@ class Kind(IntEnum):
     CREDIT = 6
     PING = 7
     CLOSE = 8
-    LIMIT = 9
+    CHANGE = 9
     READY = 16
     DONE = 17
     FAILED = 18
@@ -70,8 +69,36 @@ def pack(kind: Kind, payload: bytes = b"", *, channel: int = 0) -> bytes:
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """The payload of `Kind.SETUP`, `Kind.LIMIT` or `Kind.START`: letters with their texts, none of which holds a NUL."""
+    """The payload of `Kind.SETUP`, `Kind.CHANGE` or `Kind.START`: letters with their texts, none of which holds a NUL."""
     return b"".join(f"{letter}{text}".encode("utf-8", "surrogateescape") + b"\0" for letter, text in pairs)
+
+
+class GuestUsage(NamedTuple):
+    """Of `Kind.PONG`: microseconds, counts and bytes of the guest's control group, then four numbers a process (`guest/usage.c`)."""
+
+    cpu_us: int
+    cpu_system_us: int
+    throttled_periods: int
+    throttled_us: int
+    memory_bytes: int
+    memory_limit_bytes: int  # 0: none
+    memory_peak_bytes: int
+    rss_bytes: int
+    cache_bytes: int
+    kernel_bytes: int
+    swap_bytes: int
+    pids: int
+    processes: tuple[tuple[int, int, int, int], ...]  # pid in the container, CPU time as user and as system in ns, resident bytes
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        count, odd = divmod(len(payload), 8)
+        group = len(cls._fields) - 1
+        if odd or count < group or (count - group) % 4:
+            raise BrokenFrames(f"PONG frame of {len(payload)} bytes")
+        numbers = struct.unpack(f"<{count}Q", payload)
+        rest = iter(numbers[group:])
+        return cls._make([*numbers[:group], tuple(zip(rest, rest, rest, rest, strict=True))])
 
 
 class Parser:

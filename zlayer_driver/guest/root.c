@@ -1,17 +1,14 @@
 /* What a container finds: its root, made of the image's block device and memory, the host's shares, a network, a control group. */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "network.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
-#include <net/if.h>
-#include <net/route.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -51,26 +48,6 @@ int write_file(int directory, const char *path, const char *text)
 	ssize_t want = (ssize_t)strlen(text), done = write(fd, text, (size_t)want);
 	close(fd);
 	return done == want ? 0 : -1;
-}
-
-struct fail load_modules(const char *directory)
-{
-	char name[256];
-	int at = open(directory, O_PATH | O_CLOEXEC);
-	int list = openat(at, "order", O_RDONLY | O_CLOEXEC);
-	FILE *order = list < 0 ? NULL : fdopen(list, "r");
-	if (!order)
-		return FAIL("read the list of modules");
-	while (fgets(name, sizeof name, order)) {
-		name[strcspn(name, "\n")] = 0;
-		int fd = openat(at, name, O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
-			return FAIL("load a module");
-		close(fd);
-	}
-	fclose(order);
-	close(at);
-	return OK;
 }
 
 static struct fail make_devices(void)
@@ -137,76 +114,6 @@ static struct fail make_cgroup(int *cgroup)
 		return FAIL("make the control group");
 	*cgroup = open("/cgroup/task", O_PATH | O_CLOEXEC);
 	return *cgroup < 0 ? FAIL("open the control group") : OK;
-}
-
-static void set_address(struct sockaddr *at, struct in_addr address)
-{
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr = address };
-	memcpy(at, &in, sizeof in);
-}
-
-static int set_up(int fd, const char *name)
-{
-	struct ifreq request = { 0 };
-	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-	if (ioctl(fd, SIOCGIFFLAGS, &request))
-		return -1;
-	request.ifr_flags |= IFF_UP;
-	return ioctl(fd, SIOCSIFFLAGS, &request);
-}
-
-static struct in_addr mask_of(unsigned prefix)
-{
-	return (struct in_addr){ prefix ? htonl(~0U << (32 - prefix)) : 0 };
-}
-
-/* `text` is "address prefix mtu" of eth0. */
-static int set_network(const char *text)
-{
-	char address[64];
-	unsigned prefix, mtu;
-	struct in_addr parsed;
-	if (sscanf(text, "%63s %u %u", address, &prefix, &mtu) != 3 || prefix > 32 || !inet_aton(address, &parsed))
-		return errno = EINVAL, -1;
-	struct ifreq request = { .ifr_name = "eth0" };
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = fd < 0;
-	set_address(&request.ifr_addr, parsed);
-	failed = failed || ioctl(fd, SIOCSIFADDR, &request);
-	set_address(&request.ifr_netmask, mask_of(prefix));
-	failed = failed || ioctl(fd, SIOCSIFNETMASK, &request);
-	request.ifr_mtu = (int)mtu;
-	failed = failed || ioctl(fd, SIOCSIFMTU, &request) || set_up(fd, "eth0");
-	close(fd);
-	return failed ? -1 : 0;
-}
-
-/* `text` is "target prefix gateway", the gateway "-" for a route on the link. */
-static int add_route(const char *text)
-{
-	char target[64], gateway[64], device[] = "eth0";
-	unsigned prefix;
-	struct in_addr to, via;
-	if (sscanf(text, "%63s %u %63s", target, &prefix, gateway) != 3 || prefix > 32 || !inet_aton(target, &to))
-		return errno = EINVAL, -1;
-	struct rtentry route = { .rt_flags = RTF_UP, .rt_dev = device };
-	set_address(&route.rt_dst, to);
-	set_address(&route.rt_genmask, mask_of(prefix));
-	if (inet_aton(gateway, &via)) {
-		route.rt_flags |= RTF_GATEWAY;
-		set_address(&route.rt_gateway, via);
-	}
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || ioctl(fd, SIOCADDRT, &route);
-	close(fd);
-	return failed;
-}
-
-static int loopback_up(void)
-{
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || set_up(fd, "lo");
-	close(fd);
-	return failed;
 }
 
 /* `text` is a path, then a newline and the content; what the image has there is replaced, a link by a file. */
@@ -289,8 +196,10 @@ static struct fail apply(const char *field, int cgroup)
 	case 'p': return write_file(cgroup, "pids.max", field + 1) ? FAIL("limit processes") : OK;
 	case 'c': return write_file(cgroup, "cpu.max", field + 1) ? FAIL("limit CPU time") : OK;
 	case 'z': return write_file(cgroup, "cgroup.freeze", field + 1) ? FAIL("freeze or thaw") : OK;
-	case 'n': return set_network(field + 1) ? FAIL("set up eth0") : OK;
+	case 'n': return set_network(field + 1) ? FAIL("set up a network interface") : OK;
 	case 'g': return add_route(field + 1) ? FAIL("add a route") : OK;
+	case 'w': return make_tunnel(field + 1);
+	case 'q': return add_peer(field + 1) ? FAIL("add a peer to the tunnel") : OK;
 	case 'f': return place_file(field + 1) ? FAIL("write a file in /etc") : OK;
 	case 't': return mount_tmpfs(field + 1) ? FAIL("mount a tmpfs") : OK;
 	default: return OK;

@@ -1,0 +1,82 @@
+/* Interfaces, their addresses and routes. */
+#define _GNU_SOURCE
+#include "network.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <net/if.h>
+#include <net/route.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static void set_address(struct sockaddr *at, struct in_addr address)
+{
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr = address };
+	memcpy(at, &in, sizeof in);
+}
+
+static int set_up(int fd, const char *name)
+{
+	struct ifreq request = { 0 };
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	if (ioctl(fd, SIOCGIFFLAGS, &request))
+		return -1;
+	request.ifr_flags |= IFF_UP;
+	return ioctl(fd, SIOCSIFFLAGS, &request);
+}
+
+static struct in_addr mask_of(unsigned prefix)
+{
+	return (struct in_addr){ prefix ? htonl(~0U << (32 - prefix)) : 0 };
+}
+
+int loopback_up(void)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = fd < 0 || set_up(fd, "lo");
+	close(fd);
+	return failed;
+}
+
+/* `text` is "interface address prefix mtu". */
+int set_network(const char *text)
+{
+	struct ifreq request = { 0 };
+	char address[64];
+	unsigned prefix, mtu;
+	struct in_addr parsed;
+	if (sscanf(text, "%15s %63s %u %u", request.ifr_name, address, &prefix, &mtu) != 4 || prefix > 32 || !inet_aton(address, &parsed))
+		return errno = EINVAL, -1;
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = fd < 0;
+	set_address(&request.ifr_addr, parsed);
+	failed = failed || ioctl(fd, SIOCSIFADDR, &request);
+	set_address(&request.ifr_netmask, mask_of(prefix));
+	failed = failed || ioctl(fd, SIOCSIFNETMASK, &request);
+	request.ifr_mtu = (int)mtu;
+	failed = failed || ioctl(fd, SIOCSIFMTU, &request) || set_up(fd, request.ifr_name);
+	close(fd);
+	return failed ? -1 : 0;
+}
+
+/* `text` is "interface target prefix gateway", the gateway "-" for a route on the link. One that is there already is fine. */
+int add_route(const char *text)
+{
+	char target[64], gateway[64], device[IFNAMSIZ];
+	unsigned prefix;
+	struct in_addr to, via;
+	if (sscanf(text, "%15s %63s %u %63s", device, target, &prefix, gateway) != 4 || prefix > 32 || !inet_aton(target, &to))
+		return errno = EINVAL, -1;
+	struct rtentry route = { .rt_flags = RTF_UP, .rt_dev = device };
+	set_address(&route.rt_dst, to);
+	set_address(&route.rt_genmask, mask_of(prefix));
+	if (inet_aton(gateway, &via)) {
+		route.rt_flags |= RTF_GATEWAY;
+		set_address(&route.rt_gateway, via);
+	}
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = fd < 0 || (ioctl(fd, SIOCADDRT, &route) && errno != EEXIST);
+	close(fd);
+	return failed;
+}
