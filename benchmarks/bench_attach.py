@@ -1,26 +1,28 @@
-"""How long attaching a network namespace takes beside CNI (bridge and host-local) and a bare netlink sequence without bookkeeping.
+"""Attaching network namespaces beside CNI (bridge and host-local) and beside a bare netlink sequence without any bookkeeping.
 
-All are measured in turn, round by round, in one process, on bridges of a namespace that is made for it. Run as root:
-``python benchmarks/bench_attach.py [ROUNDS]``; the CNI plugins are looked for in ``CNI_PATH``, else in /usr/lib/cni. Our deletions happen half a second
-after a detach, many at once; what one of fifty links costs is shown last.
+All of it happens on bridges of a namespace that is made for it. Ours counts from the event loop and back; the bare sequence counts in a thread
+of that namespace, and both threads have just been at work when the clock starts. Our deletions come half a second after a detach, many at
+once; what those of fifty cost is shown beside fifty attaches.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
+from benchmarks.conftest import Versus
 from tests.host.overlay_lab import Host, lab, run
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host import netns
@@ -28,7 +30,11 @@ from zlayer_driver.host.netlink import Batch, Socket
 from zlayer_driver.overlay.overlay import Overlay
 
 CNI_PATH = os.environ.get("CNI_PATH", "/usr/lib/cni")
-Timed = Callable[[], Awaitable[None]]
+pytestmark = [pytest.mark.needs("root", "ip", "nsenter", f"{CNI_PATH}/bridge"), pytest.mark.timeout(300)]
+ROUNDS = 200
+CROWD = 50
+
+Spent = tuple[float, float]  # seconds of an attach, and of the detach after it
 
 
 class Bare:
@@ -76,26 +82,87 @@ class Bare:
         self._socket.close()
 
 
-def cni(host: Host, verb: str, place: Path, name: str) -> float:
-    config = {
-        "cniVersion": "0.4.0",
-        "name": "peer",
-        "type": "bridge",
-        "bridge": "cnibr0",
-        "mtu": 1450,
-        "ipam": {
-            "type": "host-local",
-            "dataDir": str(host.root / "cni"),
-            "ranges": [[{"subnet": "10.79.0.0/16", "gateway": "10.79.0.1"}], [{"subnet": "fd79::/64", "gateway": "fd79::1"}]],
-            "routes": [{"dst": "10.78.0.0/16"}, {"dst": "fd78::/64"}],
-        },
-    }
-    env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": name, "CNI_NETNS": str(place), "CNI_IFNAME": "eth0", "CNI_PATH": CNI_PATH}
-    text = json.dumps(config).encode()
-    began = time.perf_counter()
-    with netns.opened(str(host.namespace)) as there, netns.visit(there):
-        subprocess.run([f"{CNI_PATH}/bridge"], input=text, env=env | {"PATH": os.environ["PATH"]}, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+class Stage:
+    """One node, with a bridge for each of those who attach."""
+
+    def __init__(self, host: Host, runner: asyncio.Runner) -> None:
+        self.host = host
+        self.run = runner.run
+        self.overlay: Overlay = host.overlay()
+        self._numbers = itertools.count()
+        self.run(self.overlay.open())
+        run(["ip", "link", "add", "barebr0", "type", "bridge"], namespace=host.namespace)
+        run(["ip", "link", "set", "barebr0", "up"], namespace=host.namespace)
+        self._worker = netns.Worker(str(host.namespace))
+        self._bare: Bare = self.run(self._worker.run(lambda: Bare(socket.if_nametoindex("barebr0"))))
+
+    def close(self) -> None:
+        self.run(self._worker.run(self._bare.close))
+        self._worker.close()
+
+    def container(self) -> Path:
+        return self.host.container(f"bench-{next(self._numbers)}")
+
+    def ours(self) -> Spent:
+        return self.run(self._ours(self.container()))
+
+    async def _ours(self, place: Path) -> Spent:
+        await self.overlay.describe(place.name)
+        attach = await clock(self.overlay.attach(place.name, str(place)))
+        detach = await clock(self.overlay.detach(place.name))
+        netns.remove(place)
+        return attach, detach
+
+    def bare(self) -> Spent:
+        return self.run(self._by_netlink(self.container()))
+
+    async def _by_netlink(self, place: Path) -> Spent:
+        await self._worker.run(self._bare.prepare, place)
+        attach = await self._worker.run(self._bare.attach)
+        detach = await self._worker.run(self._bare.detach)
+        netns.remove(place)
+        return attach, detach
+
+    def cni(self) -> Spent:
+        place = self.container()
+        spent = self._by_cni("ADD", place), self._by_cni("DEL", place)
+        netns.remove(place)
+        return spent
+
+    def _by_cni(self, verb: str, place: Path) -> float:
+        config = {
+            "cniVersion": "0.4.0",
+            "name": "peer",
+            "type": "bridge",
+            "bridge": "cnibr0",
+            "mtu": 1450,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(self.host.root / "cni"),
+                "ranges": [[{"subnet": "10.79.0.0/16", "gateway": "10.79.0.1"}], [{"subnet": "fd79::/64", "gateway": "fd79::1"}]],
+                "routes": [{"dst": "10.78.0.0/16"}, {"dst": "fd78::/64"}],
+            },
+        }
+        env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": place.name, "CNI_NETNS": str(place), "CNI_IFNAME": "eth0", "CNI_PATH": CNI_PATH}
+        text = json.dumps(config).encode()
+        began = time.perf_counter()
+        with netns.opened(str(self.host.namespace)) as there, netns.visit(there):
+            subprocess.run(
+                [f"{CNI_PATH}/bridge"], input=text, env=env | {"PATH": os.environ["PATH"]}, check=True, stdout=subprocess.DEVNULL
+            )
+        return time.perf_counter() - began
+
+    def crowd(self) -> float:
+        """Seconds for many attaches at once. Their links are gone when this returns."""
+        return self.run(self._crowd([self.container() for _ in range(CROWD)]))
+
+    async def _crowd(self, places: list[Path]) -> float:
+        spent = await clock(asyncio.gather(*(self.overlay.attach(place.name, str(place)) for place in places)))
+        await asyncio.gather(*(self.overlay.detach(place.name) for place in places))
+        await self.overlay.call(lambda core: core.netns.reap())
+        for place in places:
+            netns.remove(place)
+        return spent
 
 
 async def clock(work: Awaitable[object]) -> float:
@@ -104,66 +171,36 @@ async def clock(work: Awaitable[object]) -> float:
     return time.perf_counter() - began
 
 
-async def measure(host: Host, rounds: int) -> dict[str, list[float]]:
-    overlay = host.overlay()
-    await overlay.open()
-    run(["ip", "link", "add", "barebr0", "type", "bridge"], namespace=host.namespace)
-    run(["ip", "link", "set", "barebr0", "up"], namespace=host.namespace)
-    found: dict[str, list[float]] = {}
-    worker = netns.Worker(str(host.namespace))
-    bare = await worker.run(lambda: Bare(socket.if_nametoindex("barebr0")))
-    for number in range(rounds):
-        for kind in ("ours", "bare", "cni"):
-            place = host.container(f"{kind}-{number}")
-            attach, detach = await _round(kind, overlay, bare, worker, host, place)
-            found.setdefault(f"{kind} attach", []).append(attach)
-            found.setdefault(f"{kind} detach", []).append(detach)
-            netns.remove(place)
-    await worker.run(bare.close)
-    worker.close()
-    return found
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with asyncio.Runner() as runner, tempfile.TemporaryDirectory(prefix="zlayer-bench-") as root:
+        context = lab(Path(root))
+        made = runner.run(context.__aenter__())
+        stage = Stage(made.host(1), runner)
+        yield stage
+        stage.close()
+        runner.run(context.__aexit__(None, None, None))
 
 
-async def _round(kind: str, overlay: Overlay, bare: Bare, worker: netns.Worker, host: Host, place: Path) -> tuple[float, float]:
-    match kind:
-        case "ours":
-            return await clock(overlay.attach(place.name, str(place))), await clock(overlay.detach(place.name))
-        case "bare":
-            await worker.run(bare.prepare, place)
-            return await worker.run(bare.attach), await worker.run(bare.detach)
-        case _:
-            return cni(host, "ADD", place, place.name), cni(host, "DEL", place, place.name)
+def part(work: Callable[[], Spent], index: int) -> Callable[[], float]:
+    return lambda: work()[index]
 
 
-async def crowd(host: Host, size: int) -> tuple[float, float]:
-    """Seconds for ``size`` attaches at once, and for the deletion of their links after they were detached."""
-    overlay = host.overlay()
-    await overlay.open()
-    places = [host.container(f"crowd-{number}") for number in range(size)]
-    spent = await clock(asyncio.gather(*(overlay.attach(place.name, str(place)) for place in places)))
-    await asyncio.gather(*(overlay.detach(place.name) for place in places))
-    return spent, await clock(overlay.call(lambda core: core.netns.reap()))
+def test_attach_beside_a_bare_sequence(stage: Stage, versus: Versus) -> None:
+    versus(part(stage.ours, 0), part(stage.bare, 0), against="netlink without bookkeeping", limit=1.5, rounds=ROUNDS)
 
 
-def report(found: dict[str, list[float]]) -> None:
-    print(f"load {os.getloadavg()[0]:.1f}, {len(found['ours attach'])} rounds; milliseconds: median, p99, least")
-    for name, values in found.items():
-        ranked = sorted(values)
-        print(f"{name:26} {1e3 * statistics.median(ranked):8.2f} {1e3 * ranked[int(len(ranked) * 0.99)]:8.2f} {1e3 * ranked[0]:8.2f}")
-    for verb in ("attach", "detach"):
-        ours, bare, peer = (statistics.median(found[f"{kind} {verb}"]) for kind in ("ours", "bare", "cni"))
-        print(f"{verb}: {ours / bare:.2f} of a bare sequence, 1/{peer / ours:.1f} of CNI")
+def test_attach_beside_cni(stage: Stage, versus: Versus) -> None:
+    versus(part(stage.ours, 0), part(stage.cni, 0), against="CNI bridge, host-local", limit=0.2, rounds=ROUNDS)
 
 
-async def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    with tempfile.TemporaryDirectory(prefix="zlayer-bench-") as root:
-        async with lab(Path(root)) as made:
-            host = made.host(1)
-            report(await measure(host, rounds))
-            spent, reaped = await crowd(host, 50)
-            print(f"50 attaches at once: {1e3 * spent:.1f} ms; the deletion of their links: {1e3 * reaped:.1f} ms")
+def test_detach_beside_a_bare_deletion(stage: Stage, versus: Versus) -> None:
+    versus(part(stage.ours, 1), part(stage.bare, 1), against="netlink without bookkeeping", limit=1.5, rounds=ROUNDS)
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+def test_detach_beside_cni(stage: Stage, versus: Versus) -> None:
+    versus(part(stage.ours, 1), part(stage.cni, 1), against="CNI bridge, host-local", limit=0.2, rounds=ROUNDS)
+
+
+def test_fifty_at_once_beside_fifty_in_turn(stage: Stage, versus: Versus) -> None:
+    versus(stage.crowd, lambda: sum(stage.bare()[0] for _ in range(CROWD)), against="bare sequences, in turn", rounds=3)

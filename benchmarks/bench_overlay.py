@@ -1,19 +1,20 @@
-"""TCP throughput between containers of two nodes, through our VXLAN and through one made by hand, in turn.
-
-The nodes are network namespaces on one machine. Run as root, with iperf3: ``python benchmarks/bench_overlay.py [ROUNDS]``.
-"""
+"""TCP between containers of two nodes, through our VXLAN and through one made by hand, in turn. The nodes are network namespaces."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import statistics
-import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.host.overlay_lab import Host, Lab, lab, run
+import pytest
+
+from benchmarks.conftest import Versus
+from tests.host.overlay_lab import Host, lab, run
 from tests.host.test_overlay_nodes import Node, introduce, throughput
+
+pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "iperf3"), pytest.mark.timeout(300)]
+ROUNDS = 10
 
 
 def by_hand(host: Host, other: Host) -> Path:
@@ -33,29 +34,24 @@ def by_hand(host: Host, other: Host) -> Path:
     return place
 
 
-async def measure(made: Lab, rounds: int) -> tuple[list[float], list[float]]:
-    nodes = [Node(made.host(number)) for number in (1, 2)]
-    for node in nodes:
-        await node.start()
-    await introduce(nodes)
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    with asyncio.Runner() as runner, tempfile.TemporaryDirectory(prefix="zlayer-bench-") as root:
+        context = lab(Path(root))
+        made = runner.run(context.__aenter__())
+        nodes = [Node(made.host(number)) for number in (1, 2)]
+        for node in nodes:
+            runner.run(node.start())
+        runner.run(introduce(nodes))
+        yield nodes
+        runner.run(context.__aexit__(None, None, None))
+
+
+def test_seconds_for_a_gigabit_between_nodes(nodes: list[Node], versus: Versus) -> None:
+    """At least 0.9 of the throughput is at most 1.11 of the time."""
     one, two = by_hand(nodes[0].host, nodes[1].host), by_hand(nodes[1].host, nodes[0].host)
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(throughput(nodes[0].place, nodes[1].place, str(nodes[1].addresses[0])))
-        theirs.append(throughput(one, two, "10.66.0.2"))
-    return ours, theirs
 
+    def ours() -> float:
+        return 1e9 / throughput(nodes[0].place, nodes[1].place, str(nodes[1].addresses[0]))
 
-async def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    with tempfile.TemporaryDirectory(prefix="zlayer-bench-") as root:
-        async with lab(Path(root)) as made:
-            ours, theirs = await measure(made, rounds)
-    print(f"load {os.getloadavg()[0]:.1f}, {rounds} rounds of a second; Gbit/s: median, most")
-    for name, values in (("ours", ours), ("by hand", theirs)):
-        print(f"{name:8} {statistics.median(values) / 1e9:6.2f} {max(values) / 1e9:6.2f}")
-    print(f"{statistics.median(ours) / statistics.median(theirs):.2f} of a VXLAN made by hand")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+    versus(ours, lambda: 1e9 / throughput(one, two, "10.66.0.2"), against="a VXLAN made by hand", limit=1.11, rounds=ROUNDS)

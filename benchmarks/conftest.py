@@ -20,12 +20,14 @@ class Ratio:
     peer_s: float
     limit: float | None
     peer: str
+    worst_s: tuple[float, float] | None = None  # the 99th percentiles, of runs that are long enough to have one
 
     @property
     def value(self) -> float:
         return self.ours_s / self.peer_s
 
 
+_FOR_P99 = 200
 _RATIOS = pytest.StashKey[list[Ratio]]()
 
 
@@ -60,12 +62,17 @@ class Versus:
             own.append(_timed(ours))
 
         self._benchmark.pedantic(round_, setup=before, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]  # the package has no types here
-        ratio = Ratio(self._name, statistics.median(own[1:]), statistics.median(peers[1:]), limit, against)
+        worst = (_p99(own[1:]), _p99(peers[1:])) if rounds >= _FOR_P99 else None
+        ratio = Ratio(self._name, statistics.median(own[1:]), statistics.median(peers[1:]), limit, against, worst)
         self._benchmark.extra_info.update(
             {"peer": against, "peer_median_s": ratio.peer_s, "ours_median_s": ratio.ours_s, "ratio": ratio.value, "limit": limit}
         )
         self._ratios.append(ratio)
         return ratio
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[-1]
 
 
 def _timed(work: Callable[[], Any]) -> float:
@@ -90,8 +97,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section(f"ratios (load {os.getloadavg()[0]:.1f}; medians, peers in the same run)")
     for ratio in ratios:
         limit = "" if ratio.limit is None else f"  limit {ratio.limit:g} {'kept' if ratio.value <= ratio.limit else 'MISSED'}"
+        worst = "" if ratio.worst_s is None else f"  p99 {_unit(ratio.worst_s[0])} / {_unit(ratio.worst_s[1])}"
         terminalreporter.write_line(
-            f"{ratio.name:44} {_unit(ratio.ours_s):>10} / {_unit(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}  ({ratio.peer})"
+            f"{ratio.name:44} {_unit(ratio.ours_s):>10} / {_unit(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}{worst}  ({ratio.peer})"
         )
 
 
