@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -221,6 +221,10 @@ class PluginConfig(Block):
     oci_runtime: str = Field(
         "", description="OCI runtime to use: a name or an absolute path; empty: the first of crun, runc, youki that works here"
     )
+    primary: str = Field("", description="Backend behind target primary: podman, docker or one of a package; empty: this node's own")
+    engine_socket: OptionalPath = Field(
+        "", description="Socket of the Podman or Docker engine; empty: /run/podman/podman.sock or /var/run/docker.sock"
+    )
     allow_oci_runtimes: list[str] = Field([], description="OCI runtimes that a task may choose by its oci_runtime key")
     vm_kernel: str = Field(
         "",
@@ -348,6 +352,16 @@ def parse(model: type[Model], raw: Mapping[str, Any] | None, *, what: str) -> Mo
     except ValidationError as error:
         faults = [f"{'.'.join(str(part) for part in fault['loc']) or what}: {_sentence(fault)}" for fault in error.errors()]
         raise ConfigError(f"{what} does not fit: {'; '.join(faults)}", hint="see the config reference") from error
+
+
+def single_blocks(model: type[Block]) -> dict[str, type[Block]]:
+    """The keys of a block that are blocks themselves and come at most once."""
+    return {
+        key: part
+        for key, field in model.model_fields.items()
+        for part in (field.annotation, *get_args(field.annotation))
+        if get_origin(field.annotation) is not list and isinstance(part, type) and issubclass(part, Block)
+    }
 
 
 def _without_nil(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from zlayer_driver import __version__, backends, fastpath
 from zlayer_driver.composite import Composite, OnFallback
 from zlayer_driver.config import PluginConfig
-from zlayer_driver.contract import CanSweep
+from zlayer_driver.contract import Backend, CanSweep
 from zlayer_driver.errors import CacheError, DriverError
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.store import ImageStore, Limits
@@ -40,11 +40,19 @@ def _image_store(config: PluginConfig) -> ImageStore:
     return ImageStore(Path(config.state_dir, "images"), client=client, limits=limits, allow_devices=config.allow_image_devices)
 
 
+async def _probed(backend: Backend) -> Fingerprint:
+    """A disk in trouble makes its backend unhealthy; the others still have their say."""
+    try:
+        return await backend.probe()
+    except OSError as error:
+        return Fingerprint(Health.UNHEALTHY, f"cannot be probed: {error.filename or backend.name}: {error.strerror}")
+
+
 class Node:
     """Made from the operator's config alone; touches the machine only when a method is called."""
 
     def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
-        self._config = config
+        self.config = config
         self._collector: asyncio.Task[None] | None = None
         self.store = _image_store(config)
         self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
@@ -78,14 +86,14 @@ class Node:
         for backend in self.backends.values():
             if isinstance(backend, CanSweep):
                 await backend.sweep(orphans_after_s=orphans_after_s)
-        if self._config.image_gc_delay and self._collector is None:
-            self._collector = asyncio.create_task(self._collect_images(self._config.image_gc_delay))
+        if self.config.image_gc_delay and self._collector is None:
+            self._collector = asyncio.create_task(self._collect_images(self.config.image_gc_delay))
 
     async def _collect_images(self, delay_s: float) -> None:
         while True:
             await asyncio.sleep(min(delay_s / 4, _LONGEST_COLLECTION_PAUSE_S))
             try:
-                gone = await self.store.remove_unused(idle_s=delay_s, keep=self._config.image_gc_keep)
+                gone = await self.store.remove_unused(idle_s=delay_s, keep=self.config.image_gc_keep)
             except (DriverError, OSError) as error:  # a disk or cache in trouble now must not end all later collections
                 _log.warning("unused images cannot be removed yet: %s", error)
             else:
@@ -94,7 +102,7 @@ class Node:
 
     async def probe(self) -> dict[Target, Fingerprint]:
         """Each target's own fingerprint; attribute keys are the backend's."""
-        found = await asyncio.gather(*(backend.probe() for backend in self.backends.values()))
+        found = await asyncio.gather(*map(_probed, self.backends.values()))
         return dict(zip(self.backends, found, strict=True))
 
     async def fingerprint(self) -> Fingerprint:

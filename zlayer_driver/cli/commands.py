@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from zlayer_driver import __version__, backends, fastpath
+from zlayer_driver import __version__, fastpath
 from zlayer_driver.choice import Request
+from zlayer_driver.cli import agent_config
 from zlayer_driver.cli import images as imaging
 from zlayer_driver.cli import overlay as overlaying
 from zlayer_driver.cli import place as placing
 from zlayer_driver.cli import run as running
 from zlayer_driver.cli.agent import agent
+from zlayer_driver.cli.doctor import doctor
+from zlayer_driver.cli.install import install
 from zlayer_driver.cli.nodes import on_node
-from zlayer_driver.cli.output import command, show_record, show_rows
+from zlayer_driver.cli.output import Failure, command, show_record
 from zlayer_driver.config import PluginConfig, parse
 from zlayer_driver.errors import DriverError
-from zlayer_driver.model import Health, Target
 from zlayer_driver.node import Node
 
 INTRODUCTION = f"""zlayer-driver {__version__}: a HashiCorp Nomad task driver that runs each OCI image where it belongs.
@@ -33,10 +36,22 @@ Nomad launches this file as a plugin; put it into the agent's plugin directory. 
     metavar="DIR",
     help="Where everything that the driver keeps lies.",
 )
+@click.option(
+    "--config",
+    "agent_file",
+    envvar="ZLAYER_CONFIG",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="The Nomad agent's configuration, a file or a directory: its plugin block counts here too.",
+)
 @click.version_option(__version__, prog_name="zlayer-driver")
 @click.pass_context
-def cli(context: click.Context, state_dir: str | None) -> None:
-    context.obj = parse(PluginConfig, {"state_dir": state_dir}, what="command line")
+def cli(context: click.Context, state_dir: str | None, agent_file: Path | None) -> None:
+    try:
+        told = dict(agent_config.read(agent_file).config) if agent_file else {}
+        context.obj = parse(PluginConfig, told | ({"state_dir": state_dir} if state_dir else {}), what=str(agent_file or "command line"))
+    except DriverError as error:
+        raise Failure(error, as_json=False) from error
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -62,38 +77,11 @@ def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
     show_record(on_node(config, work), as_json=as_json)
 
 
-@cli.command()
-@click.pass_obj
-@command
-def doctor(config: PluginConfig, as_json: bool) -> None:
-    """Say of each target whether it is available, or why not and what to do."""
-
-    async def work(node: Node) -> list[dict[str, Any]]:
-        probes = await node.probe()
-        rows: list[dict[str, Any]] = [
-            {"what": f"target {target}", "state": probe.health, "backend": node.backends[target].name, "detail": probe.description}
-            for target, probe in probes.items()
-        ]
-        absent = [target for target in Target if target not in probes]
-        rows += [
-            {"what": f"target {target}", "state": Health.UNDETECTED, "backend": None, "detail": backends.absence(target, config)}
-            for target in absent
-        ]
-        rows.append(
-            {"what": "fastpath", "state": fastpath.IMPLEMENTATION, "backend": None, "detail": "references, cache keys and cache probing"}
-        )
-        rows.append({"what": "state directory", "state": config.state_dir, "backend": None, "detail": str(node.store.cache_path)})
-        return rows
-
-    rows = on_node(config, work)
-    show_rows(rows, as_json=as_json)
-    if rows[0]["state"] is not Health.HEALTHY:
-        raise click.exceptions.Exit(1)
-
-
 for image_command in imaging.COMMANDS:
     cli.add_command(image_command)
 cli.add_command(running.run)
 cli.add_command(placing.place)
 cli.add_command(overlaying.overlay)
 cli.add_command(agent)
+cli.add_command(doctor)
+cli.add_command(install)

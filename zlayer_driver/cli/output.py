@@ -43,7 +43,7 @@ def describe(error: DriverError) -> dict[str, Any]:
 
 
 def command(function: Command) -> Command:
-    """Adds ``--json`` and turns a `DriverError` into a `Failure`. The function takes ``as_json`` as a keyword."""
+    """Adds ``--json`` and turns a `DriverError`, or a disk in trouble, into a `Failure`. The function takes ``as_json`` as a keyword."""
 
     @functools.wraps(function)
     def guarded(*args: Any, as_json: bool, **kwargs: Any) -> Any:
@@ -51,6 +51,8 @@ def command(function: Command) -> Command:
             return function(*args, as_json=as_json, **kwargs)
         except DriverError as error:
             raise Failure(error, as_json=as_json) from error
+        except OSError as error:
+            raise Failure(DriverError(f"{error.filename or function.__name__}: {error.strerror}"), as_json=as_json) from error
 
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(guarded)  # type: ignore[return-value]  # click keeps the signature
 

@@ -1,0 +1,86 @@
+"""The driver's block in a Nomad agent's own configuration: people and the agent read the same file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zlayer_driver.config import Block, PluginConfig, single_blocks
+from zlayer_driver.errors import ConfigError
+
+PLUGIN = "zlayer-driver"
+_SUFFIXES = (".hcl", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """``plugin_dir`` is empty where no file names one; ``config`` is the block as Nomad would hand it over."""
+
+    plugin_dir: str
+    config: Mapping[str, Any]
+
+
+def read(path: Path) -> AgentConfig:
+    """What a file, or all files of a directory as Nomad reads them, say of this plugin; `ConfigError` where they cannot be read or do not."""
+    plugin_dir, found = "", None
+    for file in _files(path):
+        agent = _parsed(file)
+        plugin_dir = str(agent.get("plugin_dir") or plugin_dir)
+        for block in _labelled(agent.get("plugin"), PLUGIN):
+            found = _blocks(PluginConfig, _one(block.get("config")) or {})
+    if found is None:
+        raise ConfigError(f'{path} has no block plugin "{PLUGIN}"', hint="`zlayer-driver install` prints one")
+    return AgentConfig(plugin_dir, found)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+
+
+def _parsed(file: Path) -> Mapping[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else parse_hcl(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{file} is no agent configuration: an object is needed")
+    return found
+
+
+def parse_hcl(text: str) -> dict[str, Any]:
+    """HCL as plain values; a block is a list of maps. `ValueError` names the line of what does not fit."""
+    import hcl2  # noqa: PLC0415  # with lark it costs as much as all else a command needs, and few commands read HCL
+    from hcl2.utils import SerializationOptions  # noqa: PLC0415  # as above
+    from lark.exceptions import UnexpectedInput  # noqa: PLC0415  # as above
+
+    options = SerializationOptions(with_comments=False, explicit_blocks=False, strip_string_quotes=True, preserve_heredocs=False)
+    try:
+        return dict(hcl2.loads(text, serialization_options=options))
+    except UnexpectedInput as error:
+        raise ValueError(f"line {error.line}, column {error.column}: this is no HCL") from error
+
+
+def _labelled(blocks: object, label: str) -> Iterator[Mapping[str, Any]]:
+    """The bodies of blocks with a label, in the shapes that HCL and JSON give them."""
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        if isinstance(block, Mapping) and isinstance(body := _one(block.get(label)), Mapping):
+            yield body
+
+
+def _one(value: object) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _blocks(model: type[Block], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with each block that may come once as a map of its own."""
+    inner = single_blocks(model)
+    return {
+        key: _blocks(inner[key], found) if key in inner and isinstance(found := _one(value), Mapping) else value
+        for key, value in values.items()
+    }
