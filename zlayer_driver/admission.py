@@ -14,7 +14,7 @@ from pathlib import Path
 from zlayer_driver import fastpath
 from zlayer_driver.config import PluginConfig, TaskConfig, parse
 from zlayer_driver.errors import ConfigError
-from zlayer_driver.grants import refusals
+from zlayer_driver.grants import NO_NEW_PRIVILEGES, refusals
 from zlayer_driver.model import (
     Auth,
     Device,
@@ -90,7 +90,7 @@ def _security(block: TaskConfig, request: TaskRequest) -> Security:
         cap_drop=tuple(block.cap_drop),
         privileged=block.privileged,
         readonly_rootfs=block.readonly_rootfs,
-        no_new_privileges="no-new-privileges" in block.security_opt,
+        no_new_privileges=any(option in NO_NEW_PRIVILEGES for option in block.security_opt),
         seccomp=seccomp if seccomp in {"", "unconfined"} else str(_task_dir(request) / seccomp),
         host_namespaces=tuple(kind for kind, mode in modes.items() if mode),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +16,10 @@ from typing import Protocol
 from zlayer_driver import __version__
 from zlayer_driver.admission import admit
 from zlayer_driver.config import OverlayBlock, PluginConfig
-from zlayer_driver.contract import CanStreamExec
+from zlayer_driver.contract import CanStreamExec, CanUpdate
+from zlayer_driver.cores import SharedCores
 from zlayer_driver.errors import NotFound, TimedOut, Unsupported
+from zlayer_driver.host import cgroups, logs
 from zlayer_driver.model import (
     ExecResult,
     Exit,
@@ -24,6 +27,7 @@ from zlayer_driver.model import (
     Handle,
     NetworkSpec,
     PullProgress,
+    Resources,
     Target,
     TaskEvent,
     TaskRequest,
@@ -34,7 +38,7 @@ from zlayer_driver.node import Node
 from zlayer_driver.overlay.networks import Networks, directory
 from zlayer_driver.overlay.overlay import Overlay
 from zlayer_driver.readings import ExecEvent, ExecInput, UsageSample
-from zlayer_driver.tasks import Events, TaskTable
+from zlayer_driver.tasks import Events, PullReport, TaskTable
 
 _PROBE_EVERY_S = 30.0
 
@@ -64,6 +68,7 @@ class Driver:
         self._membership: Membership | None = None
         self._tasks = TaskTable(self._owner_says)
         self._events = Events()
+        self._cores = SharedCores(self._update)
         self._closing = asyncio.Event()
 
     async def set_config(self, config: PluginConfig, *, validate_only: bool) -> None:
@@ -86,32 +91,42 @@ class Driver:
         return self._node
 
     async def fingerprints(self) -> AsyncIterator[Fingerprint]:
-        """What this node offers: at once, then whenever it changes, until `shutdown`.
+        """What this node offers: at once, then whenever it changes, until `shutdown`. An attribute that it has no more is told as empty.
 
         Only an agent listens. It asks for all its tasks again as soon as it is there, so a container that nobody has asked for after it
         has listened for ``orphan_grace`` is an orphan. Without an agent, as in a command of the CLI, none is ever removed.
         """
-        last, grace_s = None, self.config.orphan_grace
+        last, known, grace_s = None, dict[str, object](), self.config.orphan_grace
         patient_until = time.monotonic() + grace_s
         while not self._closing.is_set():
             if (found := await self.node.fingerprint()) != last:
-                yield (last := found)
+                known.update(found.attributes)
+                yield replace(found, attributes={**dict.fromkeys(known, ""), **found.attributes})
+                last = found
             await _wait_at_most(self._closing, _PROBE_EVERY_S)
             if grace_s and time.monotonic() >= patient_until:
                 await self.node.sweep(orphans_after_s=grace_s)
 
     async def start_task(self, request: TaskRequest) -> Handle:
         """Pulls what is needed, chooses, starts. On failure nothing of the task is left, here or in the table."""
-        spec = admit(request, self.config)
+        try:
+            return await self._start(admit(request, self.config), request)
+        except BaseException:
+            logs.hang_up(request.stdout_path, request.stderr_path)
+            raise
+
+    async def _start(self, spec: TaskSpec, request: TaskRequest) -> Handle:
         self._tasks.begin(spec.id, name=spec.name, alloc_id=request.alloc_id)
         try:
             await self._pull(spec)
             await self._publish(request)
+            cpus = cgroups.cpus(spec.resources.cpuset_group)
             handle = await self.node.composite.create(spec)
         except BaseException:
             self._tasks.drop(spec.id)
             raise
         self._tasks.running(spec.id, handle)
+        self._cores.add(spec.id, spec.resources, cpus)
         return handle
 
     async def task_address(self, request: TaskRequest) -> str:
@@ -133,6 +148,7 @@ class Driver:
         if handle.task_id not in self._tasks:
             await self.node.composite.adopt(handle)
             self._tasks.recovered(handle, name=request.name, alloc_id=request.alloc_id)
+            self._cores.add(handle.task_id, request.resources)
 
     async def wait_task(self, task_id: str) -> Exit:
         return await self._tasks.exited(task_id)
@@ -150,6 +166,7 @@ class Driver:
         except NotFound:
             await self.node.composite.purge(task_id)
         finally:
+            self._cores.drop(task_id)
             self._tasks.drop(task_id)
 
     async def inspect_task(self, task_id: str) -> TaskStatus:
@@ -195,6 +212,7 @@ class Driver:
         """Ends the streams and lets go of everything; containers stay."""
         self._closing.set()
         self._events.close()
+        await self._cores.close()
         await self._tasks.close()
         if self._membership is not None:
             await self._membership.close()
@@ -202,20 +220,20 @@ class Driver:
             await self._node.close()
 
     async def _owner_says(self, task_id: str) -> Exit:
-        return await self.node.composite.wait(task_id)
+        ended = await self.node.composite.wait(task_id)
+        if ended.oom_killed:
+            self._tell(task_id, "Out of memory: the kernel killed it at its memory limit", {"oom_killed": "true"})
+        return ended
+
+    async def _update(self, task_id: str, resources: Resources) -> object:
+        return await self.node.composite.forward(task_id, CanUpdate.update, resources)
 
     async def _pull(self, spec: TaskSpec) -> None:
         loop = asyncio.get_running_loop()
-        told = False
-
-        def tell_once(step: PullProgress) -> None:
-            nonlocal told
-            if step.phase == "download" and not told:
-                told = True
-                self._tell(spec.id, f"Downloading image {step.image}", {"image": step.image})
+        pulled = PullReport(lambda message: self._tell(spec.id, message, {"image": spec.image}), loop.time)
 
         def report(step: PullProgress) -> None:  # from any thread
-            loop.call_soon_threadsafe(tell_once, step)
+            loop.call_soon_threadsafe(pulled.take, step)
 
         try:
             async with asyncio.timeout(spec.pull_timeout_s or None):

@@ -23,6 +23,9 @@ _IPC_SYSCTLS = (
 )
 
 
+NO_NEW_PRIVILEGES = ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
+
+
 def refusals(block: TaskConfig, operator: PluginConfig, network: Network) -> list[str]:
     """One sentence for each thing in ``block`` that this task cannot have on this node."""
     return [*_rights(block, operator), *_reach(block, operator), *_sysctls(block, network)]
@@ -43,7 +46,7 @@ def _rights(block: TaskConfig, operator: PluginConfig) -> Iterator[str]:
         yield f"oci_runtime: the operator's allow_oci_runtimes does not have {block.oci_runtime!r}"
     for option in block.security_opt:
         kind, _, value = option.partition("=")
-        if option != "no-new-privileges" and (kind != "seccomp" or not value):
+        if option not in NO_NEW_PRIVILEGES and (kind != "seccomp" or not value):
             yield f'security_opt: {option!r} is neither "no-new-privileges" nor "seccomp=unconfined" nor "seccomp=<file>"'
         elif kind == "seccomp" and not operator.allow_seccomp:
             yield f"security_opt: {option!r} needs the operator's allow_seccomp"

@@ -93,12 +93,16 @@ class Auth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Limits; ``0`` or ``None`` is «not limited». ``cpu_fraction`` is the task's part of all the node's CPUs, a limit only where one is asked for."""
+    """Limits; ``0`` or ``None`` is «not limited». ``cpu_fraction`` is the task's part of all the node's CPUs, a limit only where one is asked for.
+
+    ``cpuset_group`` is the directory of a control group whose CPUs the task has where ``cpuset_cpus`` names none.
+    """
 
     cpu_shares: int = 0
     cpu_quota_us: int = 0
     cpu_period_us: int = 100_000
     cpuset_cpus: str = ""
+    cpuset_group: str = ""
     cpu_fraction: float = 0.0
     memory_bytes: int = 0
     memory_reservation_bytes: int = 0

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from zlayer_driver.errors import DriverError, InvalidSpec, NotFound
-from zlayer_driver.model import Exit, Handle, TaskEvent, TaskState, TaskStatus
+from zlayer_driver.model import Exit, Handle, PullProgress, TaskEvent, TaskState, TaskStatus
 
 Wait = Callable[[str], Awaitable[Exit]]
+_PROGRESS_EVERY_S = 15.0
 _KEPT_EVENTS = 256  # events that nobody has read yet; older ones go
 
 
@@ -112,6 +113,34 @@ class TaskTable:
         row.state, row.completed_at = TaskState.EXITED, datetime.now(UTC)
         if not row.ended.done():
             row.ended.set_result(exit_)
+
+
+class PullReport:
+    """What to tell a user of a pull: that it has begun to download, and from time to time how far it is."""
+
+    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float]) -> None:
+        """``clock`` in seconds."""
+        self._tell = tell
+        self._clock = clock
+        self._told_at: float | None = None
+        self._layers: dict[str, PullProgress] = {}
+
+    def take(self, step: PullProgress) -> None:
+        if step.phase != "download":
+            return
+        self._layers[step.layer] = step
+        now = self._clock()
+        if self._told_at is None:
+            self._tell(f"Downloading image {step.image}")
+        elif now - self._told_at < _PROGRESS_EVERY_S:
+            return
+        else:
+            done, total = (
+                sum(layer.done_bytes for layer in self._layers.values()),
+                sum(layer.total_bytes or 0 for layer in self._layers.values()),
+            )
+            self._tell(f"Downloading image {step.image}: {done / 1e6:.0f} of {total / 1e6:.0f} MB of {len(self._layers)} layers")
+        self._told_at = now
 
 
 class Events:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.oci_lab import OneImage, backend, handle, shell
+from tests.host.oci_lab import OneImage, backend, bundle_of, handle, shell
 from zlayer_driver.errors import DriverError, InvalidSpec
 from zlayer_driver.host import cgroups, mounts
 from zlayer_driver.host.processes import capture
@@ -194,6 +194,14 @@ async def test_devices(root: Path, images: OneImage) -> None:
     script = "(: > /dev/messages) && echo written; (: < /dev/messages) || echo refused; ls /dev/kmsg || echo none"
     told = await said(root, images, shell("one", script, devices=devices))
     assert [line for line in told if ":" not in line] == ["written", "refused", "none"]
+
+
+async def test_labels_are_annotations_that_no_runtime_obeys(root: Path, images: OneImage) -> None:
+    oci = backend(root, images)
+    task = handle("one", await oci.start(shell("one", "true", labels={"run.oci.handler": "krun", "team": "web"})))
+    config = json.loads(bundle_of(root, "one").config.read_bytes())
+    assert config["annotations"] == {"com.zlayer.label.run.oci.handler": "krun", "com.zlayer.label.team": "web"}
+    await oci.destroy(task)
 
 
 async def test_limits_reach_the_kernel(root: Path, images: OneImage) -> None:

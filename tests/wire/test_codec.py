@@ -39,6 +39,7 @@ REQUESTS = st.builds(
         cpu_quota_us=st.integers(0, 1 << 40),
         cpu_period_us=st.integers(1, 1_000_000),
         cpuset_cpus=WORD,
+        cpuset_group=WORD,
         memory_bytes=MIB,
         oom_score_adj=st.integers(-1000, 1000),
     ),

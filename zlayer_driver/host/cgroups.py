@@ -85,6 +85,14 @@ def oom_kills(path: str, mounted: Trees | None = None) -> int:
     return int(dict(line.split(" ", 1) for line in lines).get("oom_kill", 0))
 
 
+def cpus(group: str) -> str:
+    """What the processes of the group in this directory may run on, as a list such as ``0-3,5``; empty without one, or if it does not say."""
+    for name in ("cpuset.cpus.effective", "cpuset.effective_cpus") if group else ():
+        with suppress(OSError):
+            return Path(group, name).read_text().strip()
+    return ""
+
+
 def thaw(path: str) -> None:
     """Lets a frozen group run on: what is frozen under v1 does not even die of SIGKILL."""
     for group in trees().directories(path):

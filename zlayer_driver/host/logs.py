@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def log_ends(stdout_path: str, stderr_path: str) -> Iterator[LogEnds]:
 
         out, err = write_end(stdout_path), write_end(stderr_path)
         yield LogEnds(out, err, tuple(spares))
+
+
+def hang_up(*paths: str) -> None:
+    """Tells readers of FIFOs, where there are any, that nothing comes: a log collector waits seconds for a writer."""
+    for path in filter(_is_fifo, paths):
+        with suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def _is_fifo(path: str) -> bool:

@@ -111,6 +111,7 @@ def _resources(resources: task.Resources) -> Resources:
         cpu_quota_us=linux.cpu_quota,
         cpu_period_us=linux.cpu_period or 100_000,
         cpuset_cpus=linux.cpuset_cpus,
+        cpuset_group=linux.cpuset_cgroup,
         cpu_fraction=linux.PercentTicks,
         memory_bytes=0 if memory.memory_max_mb < 0 else linux.memory_limit_bytes or limit_mib * MIB,  # a maximum of -1 is none
         memory_reservation_bytes=memory.memory_mb * MIB if memory.memory_max_mb else 0,
@@ -213,6 +214,7 @@ def _nomad_resources(request: TaskRequest) -> task.Resources:
             cpu_quota=resources.cpu_quota_us,
             cpu_period=resources.cpu_period_us,
             cpuset_cpus=resources.cpuset_cpus,
+            cpuset_cgroup=resources.cpuset_group,
             PercentTicks=resources.cpu_fraction,
             memory_limit_bytes=resources.memory_bytes,
             oom_score_adj=resources.oom_score_adj,

@@ -35,8 +35,8 @@ def limits(wanted: Resources) -> Doc:
         cpu["shares"] = min(max(wanted.cpu_shares, _MIN_SHARES), _MAX_SHARES)
     if wanted.cpu_quota_us:
         cpu |= {"quota": wanted.cpu_quota_us, "period": wanted.cpu_period_us}
-    if wanted.cpuset_cpus:
-        cpu["cpus"] = _on_this_node(wanted.cpuset_cpus)
+    if cpus := wanted.cpuset_cpus or (wanted.cpuset_group and cgroups.cpus(wanted.cpuset_group)):
+        cpu["cpus"] = _on_this_node(cpus)
     pids = {"limit": wanted.pids} if wanted.pids else {}
     return {key: value for key, value in (("cpu", cpu), ("memory", _memory(wanted)), ("pids", pids)) if value}
 

@@ -21,6 +21,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup")
 _INIT = "/dev/init"  # on a file system of the container's own, so that it leaves nothing in the image's
 _INITS = ("catatonit", "tini-static")
+_LABEL = "com.zlayer.label."  # a bare annotation could be an order to a runtime
 _IPC_DIRECTORIES = ("/dev/shm", "/dev/mqueue")  # noqa: S108  # of the container or of its node, never files of ours
 _PROPAGATION = {"private": "rprivate", "rprivate": "rprivate", "rslave": "rslave", "rshared": "rshared"}
 
@@ -34,6 +35,7 @@ def runtime_spec(task: TaskSpec, image: ImageConfig, bundle: Bundle, user: User,
         "root": {"path": str(bundle.rootfs), "readonly": task.security.readonly_rootfs},
         **({} if "uts" in task.security.host_namespaces else {"hostname": hostname(task, bundle)}),
         "mounts": _mounts(task, bundle),
+        "annotations": {f"{_LABEL}{key}": value for key, value in task.labels.items()},
         "linux": {
             "cgroupsPath": bundle.cgroup,
             "namespaces": _namespaces(task),
