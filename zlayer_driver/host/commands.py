@@ -42,11 +42,10 @@ async def begin(argv: Sequence[str], *, env: Mapping[str, str] | None = None, **
 
 
 async def finish(process: asyncio.subprocess.Process) -> int:
-    """Its exit code, if need be by killing it; its pipes are closed, whoever else may hold them."""
-    if process.returncode is None:
-        process.kill()
+    """Its exit code, if need be by killing it. Its pipes are closed, whoever else may hold them."""
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # kills it; and there is no other way to let go of pipes
     status = await process.wait()
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # asyncio has no other way to let go of pipes that a grandchild holds
+    await asyncio.sleep(0)  # when the loop closes them
     return status
 
 

@@ -1,0 +1,380 @@
+#!/usr/bin/python3 -IS
+"""A double of ctr 2.3.4 and of the containerd and runhcs shim behind it; a Windows container is a process of this Linux.
+
+Below ``$DOUBLES``: ``ctr.json`` has the ``registry`` (a digest per reference), ``content`` a document per digest, ``images`` and ``containers``
+what it says; ``tasks`` has for each its pids, and its exit status when it has ended; ``events`` a FIFO for each who listens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import subprocess
+
+sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/ctr.py"))
+from tests.doubles.double import HOME, Doc, load, note, parse, save, usage, whole
+
+FIRST = ["--address", r"\\.\pipe\containerd-containerd", "--namespace", "zlayer"]
+FILTERS = ['namespace==zlayer,topic=="/tasks/exit"', 'namespace==zlayer,topic=="/containers/update"']
+CONTROL_C_EXIT = 0xC000013A  # how a Windows process ends that a control event ends
+SIGNALS = {15: signal.SIGTERM, 6: signal.SIGTERM, 1: signal.SIGHUP, 2: signal.SIGINT, 5: signal.SIGHUP, 9: signal.SIGKILL}
+NO_FILE = "hcs::System::CreateProcess {}: The system cannot find the file specified.: unknown"
+
+
+def fail(reason: str) -> NoReturn:
+    sys.stderr.write(f"ctr: {reason}\n")
+    sys.exit(1)
+
+
+def log(level: str, message: str) -> None:
+    sys.stderr.write(f'time="2026-11-24T18:00:00.000000000Z" level={level} msg="{message}"\n')
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def unknown(container: str) -> str:
+    return f'container "{container}" in namespace "zlayer": not found'
+
+
+def emit(topic: str, event: Doc) -> None:
+    line = f"2026-11-24 18:00:00.123456789 +0000 UTC zlayer {topic} {json.dumps(event)}\n".encode()
+    for name in names(f"{HOME}/events"):
+        with suppress(OSError):
+            fd = os.open(f"{HOME}/events/{name}", os.O_WRONLY | os.O_NONBLOCK)
+            os.write(fd, line)
+            os.close(fd)
+
+
+def read(path: str) -> str | None:
+    try:
+        with open(f"{HOME}/{path}") as file:  # noqa: PTH123 # pathlib costs half of a double's start
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def names(directory: str) -> list[str]:
+    return [entry.name for entry in os.scandir(directory)]
+
+
+def task_dir(container: str) -> str:
+    if load(f"containers/{container}", None) is None:
+        fail(unknown(container))
+    if read(f"tasks/{container}/pid") is None:
+        fail(f"no running task found: task {container} not found: not found")
+    return f"tasks/{container}"
+
+
+def version(argv: list[str]) -> None:
+    parse(argv, most=0)
+    block = "  Version:  v2.3.4\n  Revision: 0000000000000000000000000000000000000000"
+    say(f"Client:\n{block}\n  Go version: go1.26\n\nServer:\n{block}\n  UUID: 6f5f4c0e-0000-0000-0000-000000000000")
+
+
+# Images.
+
+
+def images_list(argv: list[str]) -> None:
+    parse(argv, most=0)
+    say("REF TYPE DIGEST SIZE PLATFORMS LABELS ")
+    for name, digest in load("images", {}).items():
+        say(f"{name} application/vnd.oci.image.manifest.v1+json {digest} 1.2 GiB windows/amd64 - ")
+
+
+def images_pull(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--plain-http"}, options={"--snapshotter", "--platform", "--user"}, least=1, most=1)
+    if found.get("--snapshotter") != "windows" or found.get("--platform") not in ("windows/amd64", "windows/arm64"):
+        usage(f"only a Windows image can be unpacked: {found}")
+    if ":" not in found.get("--user", ":"):
+        usage("ctr would ask a terminal for the password")
+    settings = load("ctr.json", {})
+    if name not in settings["registry"] or found.get("--plain-http", False) != (name in settings.get("plain", [])):
+        fail(f"failed to resolve image: {name}: not found")
+    save("images", {**load("images", {}), name: settings["registry"][name]})
+
+
+def images_tag(argv: list[str]) -> None:
+    _, (source, target) = parse(argv, flags={"--force"}, least=2, most=2)
+    images = load("images", {})
+    if source not in images:
+        fail(f'image "{source}": not found')
+    save("images", {**images, target: images[source]})
+
+
+def images_delete(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--sync"}, least=1, most=1)
+    images = load("images", {})
+    if images.pop(name, None) is None or "--sync" not in found:
+        log("warning", f"{name}: image not found")
+    save("images", images)
+
+
+def images_prune(argv: list[str]) -> None:
+    found, _ = parse(argv, flags={"--all"}, most=0)
+    if "--all" not in found:
+        log("warning", "No images pruned. `image prune` requires --all to be specified.")
+        return
+    used = {load(f"containers/{name}", {})["image"] for name in names(f"{HOME}/containers")}
+    save("images", {name: digest for name, digest in load("images", {}).items() if name in used})
+
+
+def content_get(argv: list[str]) -> None:
+    _, (digest,) = parse(argv, least=1, most=1)
+    sys.stdout.write(read(f"content/{digest}") or fail(f"content {digest}: not found"))
+
+
+# Containers.
+
+
+def run(argv: list[str]) -> None:
+    needed = {"--runtime": "io.containerd.runhcs.v1", "--snapshotter": "windows"}
+    limits = {"--memory-limit": 1 << 50, "--cpu-max": 10_000, "--cpu-shares": 10_000}
+    found, (image, name, *command) = parse(
+        argv,
+        flags={"--detach", "--isolated", "--cni"},
+        options={*needed, *limits, "--log-uri", "--env-file", "--cwd", "--user"},
+        repeated={"--label", "--mount"},
+        least=2,
+        stop_at=2,
+    )
+    if not found.get("--detach") or any(found.get(key) != value for key, value in needed.items()):
+        usage(f"a container of ours is run otherwise: {found}")
+    for key in limits.keys() & found:
+        whole(found[key], limits[key])
+    if not all(label.startswith("zlayer.task=") for label in found["--label"]):
+        usage(f"no label of ours: {found['--label']}")
+    if image not in load("images", {}):
+        fail(f'image "{image}": not found')
+    spec = {key: found.get(key) for key in ("--isolated", "--cni", "--cwd", "--user", "--mount", *limits)}
+    begin(
+        image, name, command or image_command(image), found.get("--log-uri", ""), {**spec, "env": environment(found.get("--env-file", ""))}
+    )
+
+
+def image_command(image: str) -> list[str]:
+    manifest = json.loads(read(f"content/{load('images', {})[image]}") or "{}")
+    config = json.loads(read(f"content/{manifest['config']['digest']}") or "{}").get("config", {})
+    return [*config.get("Entrypoint", []), *config.get("Cmd", [])]
+
+
+def environment(file: str) -> Doc:
+    try:
+        with open(file) as lines:  # noqa: PTH123 # as above
+            return dict(line.rstrip("\n").split("=", 1) for line in lines)
+    except FileNotFoundError:
+        fail(f"open {file}: The system cannot find the file specified.")
+
+
+def begin(image: str, name: str, command: list[str], log_uri: str, spec: Doc) -> None:
+    if load(f"containers/{name}", None) is not None:
+        fail(f'container "{name}": already exists')
+    save(f"containers/{name}", {"image": image, "command": command, **spec})
+    os.mkdir(f"{HOME}/tasks/{name}")  # noqa: PTH102 # as above
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        os.close(reader)
+        shim(name, command, log_uri, spec, writer)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        if reason := told.read():
+            fail(f"failed to create shim task: {reason}" if "logger" in reason else reason)
+
+
+def shim(name: str, command: list[str], log_uri: str, spec: Doc, outcome: int) -> NoReturn:
+    """Lives as long as the container: its logger is a child of ours, and how it ended is for `tasks delete` to tell."""
+    import subprocess  # noqa: PLC0415 # it costs a quarter of a double's start
+
+    directory = f"{HOME}/tasks/{name}"
+    silence = os.open("/dev/null", os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silence, stream)
+    logger, ends = start_logger(directory, name, log_uri, outcome)
+    env = {"PATH": "/usr/bin:/bin", "DOUBLES": HOME, **spec["env"]}
+    try:
+        child = subprocess.Popen(command, stdout=ends[0], stderr=ends[1], env=env, cwd=spec["--cwd"] or "/", start_new_session=True)
+    except OSError:
+        os.write(outcome, NO_FILE.format(name).encode())
+        os._exit(1)
+    for end in ends:
+        os.close(end)
+    save(f"tasks/{name}/pid", child.pid)
+    os.close(outcome)
+    status = child.wait()
+    for pid in [child.pid, *execs(name)]:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    logger.wait()
+    code = status if status >= 0 else 1 if status == -signal.SIGKILL else CONTROL_C_EXIT
+    save(f"tasks/{name}/exit", code)
+    emit("/tasks/exit", {"container_id": name, "id": name, "pid": child.pid, "exit_status": code, "exited_at": {"seconds": 1}})
+    os._exit(0)
+
+
+def start_logger(directory: str, name: str, log_uri: str, outcome: int) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """As hcsshim's `NewBinaryIO`: the driver opens and closes the pipe CONTAINER_WAIT when it is ready."""
+    import subprocess  # noqa: PLC0415 # as above
+    from urllib.parse import parse_qsl, unquote, urlsplit  # noqa: PLC0415 # as above
+
+    uri = urlsplit(log_uri)
+    words = [word for pair in parse_qsl(uri.query, strict_parsing=True) for word in pair]
+    if uri.scheme != "binary" or len(words) != 2:
+        os.write(outcome, f"scheme must be 'binary', got: '{log_uri}'".encode())
+        os._exit(1)
+    pipes = {f"CONTAINER_{stream}": f"{directory}/{stream.lower()}" for stream in ("STDOUT", "STDERR", "WAIT")}
+    for path in pipes.values():
+        os.mkfifo(path)
+    ends = [os.open(pipes[f"CONTAINER_{stream}"], os.O_RDWR) for stream in ("STDOUT", "STDERR")]
+    env = {"CONTAINER_ID": name, "CONTAINER_NAMESPACE": "zlayer", **pipes}
+    try:
+        logger = subprocess.Popen([unquote(uri.path), *words], env=env)
+    except OSError as error:
+        os.write(outcome, f"failed to start binary logger: {error}".encode())
+        os._exit(1)
+    os.close(os.open(pipes["CONTAINER_WAIT"], os.O_RDONLY))
+    return logger, ends
+
+
+def execs(name: str) -> Iterable[int]:
+    return [int(read(f"tasks/{name}/{file}") or 0) for file in names(f"{HOME}/tasks/{name}") if file.startswith("exec-")]
+
+
+def tasks_list(argv: list[str]) -> None:
+    parse(argv, most=0)
+    say("TASK    PID    STATUS    ")
+    for name in names(f"{HOME}/tasks"):
+        if pid := read(f"tasks/{name}/pid"):
+            say(f"{name}    {pid}    {'RUNNING' if read(f'tasks/{name}/exit') is None else 'STOPPED'}")
+
+
+def tasks_kill(argv: list[str]) -> None:
+    found, (name,) = parse(argv, options={"--signal", "--exec-id"}, least=1, most=1)
+    directory, number = task_dir(name), whole(found.get("--signal", "15"))
+    if number not in SIGNALS:
+        fail(f"signal {number}: invalid signal value: failed precondition")
+    pid = read(f"{directory}/{found.get('--exec-id', 'pid')}")
+    if pid is None or ("--exec-id" not in found and read(f"{directory}/exit") is not None):
+        fail("process already finished: not found")
+    with suppress(ProcessLookupError):
+        (os.killpg if number == signal.SIGKILL else os.kill)(int(pid), SIGNALS[number])
+
+
+def tasks_delete(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--force"}, least=1, most=1)
+    directory = task_dir(name)
+    if "--force" in found:
+        with suppress(ProcessLookupError):
+            os.killpg(int(read(f"{directory}/pid") or 0), signal.SIGKILL)
+        while read(f"{directory}/exit") is None:
+            time.sleep(0.002)
+    code = read(f"{directory}/exit")
+    if code is None:
+        log("error", f"unable to delete {name}")
+        fail("task must be stopped before deletion: running: failed precondition")
+    if code != "0":
+        log("warning", f"task {name} exit with non-zero exit code {code}")
+    forget(name)
+
+
+def forget(name: str) -> None:
+    for file in names(f"{HOME}/tasks/{name}"):
+        os.unlink(f"{HOME}/tasks/{name}/{file}")  # noqa: PTH108 # as above
+
+
+def tasks_exec(argv: list[str]) -> None:
+    found, (name, *command) = parse(argv, options={"--exec-id", "--cwd", "--user"}, least=2, stop_at=1)
+    directory, given = task_dir(name), found.get("--exec-id") or usage('Required flag "exec-id" not set')
+    if not given.startswith("exec-") or found.get("--user", "ContainerUser") not in ("ContainerUser", "ContainerAdministrator"):
+        fail(f"no such user: {found}")
+    import subprocess  # noqa: PLC0415 # as above
+
+    env = {"PATH": "/usr/bin:/bin", "DOUBLES": HOME, **load(f"containers/{name}", {})["env"]}
+    try:
+        child = subprocess.Popen(command, env=env, cwd=found.get("--cwd", "/"), start_new_session=True)
+    except OSError:
+        fail(NO_FILE.format(name))
+    save(f"{directory}/{given}", child.pid)
+    sys.exit(child.wait())
+
+
+def tasks_metrics(argv: list[str]) -> None:
+    _, (name,) = parse(argv, least=1, most=1)
+    task_dir(name)
+    say(f"ID    TIMESTAMP\n{name}    2026-11-24 18:00:00 +0000 UTC\n\nMETRIC    VALUE")
+    say(
+        "uptime_ns    5000000\ncpu.total_runtime_ns    3000000\nmemory.commit_bytes    9000000\nmemory.private_working_set_bytes    7000000"
+    )
+
+
+def containers_delete(argv: list[str]) -> None:
+    _, (name,) = parse(argv, least=1, most=1)
+    if load(f"containers/{name}", None) is None:
+        log("error", f"failed to delete container {name}")
+        fail(unknown(name))
+    if read(f"tasks/{name}/pid") and read(f"tasks/{name}/exit") is None:
+        fail("cannot delete a non stopped container: {running 0}")
+    forget(name)
+    os.rmdir(f"{HOME}/tasks/{name}")  # noqa: PTH106 # as above
+    os.unlink(f"{HOME}/containers/{name}")  # noqa: PTH108 # as above
+
+
+def containers_label(argv: list[str]) -> None:
+    _, (name, label) = parse(argv, least=2, most=2)
+    if load(f"containers/{name}", None) is None or label != "zlayer.watched=true":
+        fail(unknown(name))
+    emit("/containers/update", {"id": name, "labels": dict([label.split("=")])})
+
+
+def events(argv: list[str]) -> None:
+    if argv != FILTERS:
+        usage(f"no such filters: {argv}")
+    path = f"{HOME}/events/{os.getpid()}"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)
+    while True:
+        os.write(1, os.read(fd, 65536))
+
+
+VERBS = {
+    "version": version,
+    "images list": images_list,
+    "images pull": images_pull,
+    "images tag": images_tag,
+    "images delete": images_delete,
+    "images prune": images_prune,
+    "content get": content_get,
+    "run": run,
+    "tasks list": tasks_list,
+    "tasks kill": tasks_kill,
+    "tasks delete": tasks_delete,
+    "tasks exec": tasks_exec,
+    "tasks metrics": tasks_metrics,
+    "containers delete": containers_delete,
+    "containers label": containers_label,
+    "events": events,
+}
+
+
+def main(argv: list[str]) -> None:
+    note(["ctr.exe", *argv])
+    if argv[:4] != FIRST:
+        fail(f"cannot access socket {argv[1:2]}: The system cannot find the file specified.")
+    for words in (2, 1):
+        if verb := VERBS.get(" ".join(argv[4 : 4 + words])):
+            verb(argv[4 + words :])
+            return
+    usage(f"No help topic for {argv[4:]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

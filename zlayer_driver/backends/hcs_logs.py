@@ -1,0 +1,57 @@
+"""Copies a container's output to where the task's logs go: the logging driver of a ``binary://`` URI, as the runhcs shim starts it.
+
+A program of its own, run by its path with the standard library alone. The shim gives it the named pipes of the container in the variables
+``CONTAINER_STDOUT`` and ``CONTAINER_STDERR``, and waits for ``CONTAINER_WAIT`` to be opened and closed (hcsshim, `internal/cmd/io_binary.go`);
+its only argument is a JSON file with the paths of both logs. It belongs to the shim, so it outlives the driver. Where a log's reader has gone,
+the container waits until there is one again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+_CHUNK = 1 << 16
+_PAUSE_S = 0.5
+_BINARY: int = getattr(os, "O_BINARY", 0)
+
+
+def log(path: str) -> int:
+    """Waits for somebody to make it; a named pipe has no append."""
+    flags = os.O_WRONLY | _BINARY if path.startswith("//./pipe/") else os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY
+    while True:
+        try:
+            return os.open(os.devnull if path == "/dev/null" else path, flags, 0o600)
+        except OSError:
+            time.sleep(_PAUSE_S)
+
+
+def copy(source: int, path: str) -> None:
+    target = log(path)
+    while data := os.read(source, _CHUNK):
+        while data:
+            try:
+                data = data[os.write(target, data) :]
+            except OSError:
+                os.close(target)
+                target = log(path)
+    os.close(target)
+
+
+def main(file: str) -> None:
+    paths = json.loads(Path(file).read_bytes())
+    sources = [os.open(os.environ[f"CONTAINER_{name}"], os.O_RDONLY | _BINARY) for name in ("STDOUT", "STDERR")]
+    os.close(os.open(os.environ["CONTAINER_WAIT"], os.O_WRONLY | _BINARY))
+    threads = [threading.Thread(target=copy, args=pair) for pair in zip(sources, paths, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
