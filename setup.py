@@ -1,4 +1,4 @@
-"""Builds the compiled hot path, ``zlayer_driver._fastpath``, and the guest agent of VMs; everything else is in pyproject.toml.
+"""Builds the compiled hot path, ``zlayer_driver._fastpath``, and two small programs in C; everything else is in pyproject.toml.
 
 ``ZLAYER_CYTHON_TRACE=1`` builds it for line coverage, ``ZLAYER_SANITIZE=1`` with the address and undefined-behaviour sanitizers.
 """
@@ -28,27 +28,30 @@ extension = Extension(
     extra_link_args=SANITIZERS if SANITIZE else [],
 )
 
-AGENT = "zlayer_driver/guest"
+# By target: sources, and what an installation without it lacks.
+PROGRAMS = {
+    "zlayer_driver/guest/agent": ("zlayer_driver/guest/*.c", "runs no VMs"),
+    "zlayer_driver/host/gate": ("zlayer_driver/host/gate.c", "starts containers by the runtime's own, slower command"),
+}
 
 
 class Build(build_ext):
-    """Builds the agent beside the extension: a static program, so that it runs as the only one of its guest."""
+    """Builds the programs beside the extension, static: one is alone in its guest, the other is to start at once."""
 
     def run(self) -> None:
         super().run()
-        if sys.platform != "linux":
-            return
-        target = Path("." if self.inplace else self.build_lib, AGENT, "agent")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sources = [str(path) for path in sorted(Path(AGENT).glob("*.c"))]
-        command = [*shlex.split(os.environ.get("CC", "cc")), "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", str(target), *sources]
-        try:
-            subprocess.run(command, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            self.warn(f"the guest agent is not built, so this installation runs no VMs: {error}")
+        for program, (sources, lack) in PROGRAMS.items() if sys.platform == "linux" else ():
+            target = Path("." if self.inplace else self.build_lib, program)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found = [str(path) for path in sorted(Path().glob(sources))]
+            command = [*shlex.split(os.environ.get("CC", "cc")), "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", str(target), *found]
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                self.warn(f"{program} is not built, so this installation {lack}: {error}")
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), *([] if sys.platform != "linux" else [str(Path(self.build_lib, AGENT, "agent"))])]
+        return [*super().get_outputs(), *(str(Path(self.build_lib, program)) for program in PROGRAMS if sys.platform == "linux")]
 
 
 setup(cmdclass={"build_ext": Build}, ext_modules=cythonize([extension], language_level=3, compiler_directives={"linetrace": TRACE}))

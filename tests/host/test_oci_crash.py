@@ -19,12 +19,14 @@ from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.making import Making, Step
 from zlayer_driver.errors import CreateFailed, NotFound, StartFailed
+from zlayer_driver.host import gate as opener
 from zlayer_driver.host.processes import reap, spawn
 from zlayer_driver.model import Exit, Mount, TaskSpec, TaskState
 
 pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.usefixtures("no_fd_leak")]
 
 NAMES = [step.name for step in STEPS]
+AT_THE_GATE = "gate"  # within the last step, when the program that lets the container run has just been spawned
 
 
 def replaced(name: str, do: Callable[[Making], Awaitable[None]]) -> tuple[Step, ...]:
@@ -82,8 +84,15 @@ async def drive(root: Path, layers: Path, stop_in: str, gate: int) -> None:
 
         return dataclasses.replace(step, do=do) if step.name == stop_in else step
 
+    async def halting_at_the_gate(_child: object) -> int:
+        os.write(gate, b".")
+        return await asyncio.Event().wait()
+
+    if stop_in == AT_THE_GATE:
+        vars(opener)["reap"] = halting_at_the_gate
     oci = backend(root, OneImage(layers), steps=tuple(map(halting, STEPS)))
     await oci.start(counting(root))
+    assert stop_in != AT_THE_GATE
     os.write(gate, b".")
     await asyncio.Event().wait()
 
@@ -112,7 +121,7 @@ async def killed_driver(root: Path, layers: Path, stop_in: str) -> None:
     assert await reap(child) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", [*NAMES, "none"])
+@pytest.mark.parametrize("name", [*NAMES, AT_THE_GATE, "none"])
 async def test_a_repeated_start_after_a_kill_runs_the_task_once(root: Path, images: OneImage, name: str) -> None:
     await killed_driver(root, images.root, name)
     oci = backend(root, images)
@@ -122,6 +131,18 @@ async def test_a_repeated_start_after_a_kill_runs_the_task_once(root: Path, imag
     assert runs(root) <= 1
     await oci.destroy(task)
     assert remains(root) == []
+
+
+async def test_a_container_runs_though_its_driver_dies_at_the_gate(root: Path, images: OneImage) -> None:
+    """What lets it run outlives the driver, so whoever comes next finds a task that runs, not one that was never let through."""
+    await killed_driver(root, images.root, AT_THE_GATE)
+    oci = backend(root, images)
+    await oci.sweep()
+    task = handle("one", await oci.start(counting(root)))
+    assert await oci.state(task) is TaskState.RUNNING
+    await oci.exec(task, ["true"], timeout_s=10)
+    await oci.destroy(task)
+    assert runs(root) == 1
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -39,9 +40,16 @@ async def test_a_busy_container_is_counted(root: Path, images: OneImage) -> None
     await oci.destroy(task)
 
 
+def read_line(path: Path) -> str:
+    with path.open() as file:
+        return file.readline()
+
+
 async def test_samples_come_until_the_end(root: Path, images: OneImage) -> None:
     oci = backend(root, images)
-    task = handle("one", await oci.start(shell("one", "exec sleep 1000")))
+    os.mkfifo(root / "out")
+    task = handle("one", await oci.start(shell("one", "echo ready; exec sleep 1000", stdout_path=str(root / "out"))))
+    assert await asyncio.to_thread(read_line, root / "out") == "ready\n"
     assert (await oci.state(task), os.getpgid(await oci.pid(task) or 0) > 0) == (TaskState.RUNNING, True)
     count = 0
     async for sample in samples(oci._containers["one"], 0.01):

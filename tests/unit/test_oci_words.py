@@ -61,7 +61,7 @@ def test_state_directories_never_share_a_cgroup() -> None:
 
 
 def test_a_record_survives_its_json() -> None:
-    record = Record("/bin/runc", "boot", ProcessId(1, 2), ProcessId(3, 4), "SIGTERM", "digest")
+    record = Record("/bin/runc", "runc", "boot", ProcessId(1, 2), ProcessId(3, 4), "SIGTERM", "digest")
     assert Record.load(record.data()) == record
 
 

@@ -43,7 +43,7 @@ class OciBackend(Supervised):
         return await self._runtimes.select(spec.oci_runtime)
 
     def _runtime_of(self, record: Record) -> OciRuntime:
-        return OciRuntime(record.runtime)
+        return OciRuntime(record.runtime, record.kind)
 
     async def probe(self) -> Fingerprint:
         base = await super().probe()

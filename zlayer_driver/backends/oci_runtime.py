@@ -16,6 +16,8 @@ from zlayer_driver.backends.supervised.security import own_capabilities
 from zlayer_driver.backends.supervised.steps import settle
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
+from zlayer_driver.host.gate import open_gate
+from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.processes import Completed, capture
 
 PREFERRED = ("crun", "runc", "youki")
@@ -24,9 +26,10 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class OciRuntime:
-    """A runtime that works here. Its state lies in ``state`` below the driver's own directory."""
+    """A runtime that works here; ``kind`` is its own word for what it is. Its state lies in ``state`` below the driver's own directory."""
 
     path: str
+    kind: str = ""
     version: str = ""
 
     @property
@@ -46,9 +49,16 @@ class OciRuntime:
         """`TimedOut` if it does not come back: a runtime's verbs are short."""
         return await capture([self.path, *self.options(bundle, log), *arguments], timeout_s=_TIMEOUT_S)
 
-    async def start(self, bundle: Bundle, log: Path) -> str:
+    async def start(self, bundle: Bundle, init: PidFd | None, log: Path) -> str:
+        gate = bundle.root / "rt" / self.name / bundle.id / "exec.fifo"
+        if self.kind == "runc" and init and await open_gate(gate, init, bundle.id, timeout_s=_TIMEOUT_S):
+            return ""
         done = await self.run(bundle, "start", bundle.id, log=log)
         return "" if done.status == 0 else last_error(log) or done.stderr.decode("utf-8", "replace").strip()
+
+    async def signal(self, bundle: Bundle, init: PidFd, number: int) -> bool:
+        del bundle
+        return init.send(number)
 
     async def ran(self, bundle: Bundle, record: Record) -> bool:
         """Its own command may still be at work: it is short, and its end is waited for."""
@@ -114,9 +124,9 @@ async def _examine(name: str) -> OciRuntime | Unsupported:
     answer = await capture([path, "--version"], timeout_s=_TIMEOUT_S)
     if answer.status != 0:
         return Unsupported(f"{path} does not run (status {answer.status})", hint=f"install {name} again")
-    words = answer.stdout.decode("utf-8", "replace").split()
+    words = answer.stdout.decode("utf-8", "replace").split() or [""]
     version = words[words.index("version") + 1] if "version" in words[:-1] else ""
-    return _crun_fault(path) or OciRuntime(path, version)
+    return _crun_fault(path) or OciRuntime(path, words[0], version)
 
 
 def _crun_fault(path: str) -> Unsupported | None:

@@ -22,6 +22,7 @@ from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
 from zlayer_driver.errors import CreateFailed, InternalError, NotFound
 from zlayer_driver.guest.frames import Kind
 from zlayer_driver.host import mounts, steering
+from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.image.values import Image
 
@@ -51,10 +52,14 @@ class VmRuntime:
         """All of its own kernel, whatever the driver has of the node's."""
         return frozenset(CAPABILITIES)
 
+    @property
+    def kind(self) -> str:
+        return "vm"
+
     def options(self, _bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
         return (*_MONITOR, *(("--log", str(log)) if log else ()))
 
-    async def start(self, bundle: Bundle, _log: Path) -> str:
+    async def start(self, bundle: Bundle, _init: PidFd | None, _log: Path) -> str:
         try:
             answer = await call(bundle, Kind.START)
         except NotFound as error:
@@ -64,6 +69,10 @@ class VmRuntime:
         number, what = answer.failure()
         told = f"exec: {os.strerror(number)}" if what == "execute" else f"the guest cannot {what}: {os.strerror(number)}"
         return told.lower()
+
+    async def signal(self, _bundle: Bundle, init: PidFd, number: int) -> bool:
+        """The monitor passes it on."""
+        return init.send(number)
 
     async def ran(self, bundle: Bundle, _record: Record) -> bool:
         """The monitor says so before it lets the container run."""

@@ -64,6 +64,9 @@ class PidFd:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        return self._fd
+
     def ended(self) -> bool:
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)

@@ -139,7 +139,7 @@ class Supervised(StoredImages, ABC):
 
     async def signal(self, handle: Handle, signal: str) -> None:
         number = signals.number(signal or "SIGTERM")
-        if not self._watched(handle).signal(number):
+        if not await self._watched(handle).signal(number):
             raise NotFound(handle.task_id, "it has ended, and takes no signal")
 
     async def state(self, handle: Handle) -> TaskState:
@@ -159,7 +159,7 @@ class Supervised(StoredImages, ABC):
         bundle = self._bundle(handle.task_id)
         if not bundle.complete or bundle.record() != (record := Record.load(handle.data)):
             raise NotFound(handle.task_id, "this node has no container of it")
-        container = Container(bundle, record)
+        container = Container(bundle, record, self._runtime_of(record))
         if not container.is_there or not container.is_kept:
             container.close()
             why = "is being removed: nobody had asked for it" if container.is_there else "went with a restart of the machine"
@@ -192,7 +192,7 @@ class Supervised(StoredImages, ABC):
         """
         record = None if bundle.destroying.exists() else bundle.record()
         if record is not None and digest in (None, record.spec) and await self._ran(bundle, record):
-            return Container(bundle, record)
+            return Container(bundle, record, self._runtime_of(record))
         await remove(bundle, self._steps)
         return None
 

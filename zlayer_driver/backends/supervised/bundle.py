@@ -51,9 +51,10 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The processes of a container, which runtime made it, and the digest of the spec it was made from; also the `Handle.data`."""
+    """The processes of a container, which runtime (its path, and whose command line it has) made it, and the digest of the spec it was made from; also the `Handle.data`."""
 
     runtime: str
+    kind: str
     boot: str
     init: ProcessId
     supervisor: ProcessId
@@ -68,7 +69,9 @@ class Record:
         """`InvalidSpec` if ``data`` is no record of ours."""
         try:
             init, supervisor = (ProcessId(int(data[key]["pid"]), int(data[key]["start_ticks"])) for key in ("init", "supervisor"))
-            return cls(str(data["runtime"]), str(data["boot"]), init, supervisor, str(data["stop_signal"]), str(data["spec"]))
+            return cls(
+                str(data["runtime"]), str(data["kind"]), str(data["boot"]), init, supervisor, str(data["stop_signal"]), str(data["spec"])
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidSpec(f"container record is damaged: {error!r}", hint="stop and start the task again") from error
 

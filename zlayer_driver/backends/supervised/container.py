@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from pathlib import Path
 from signal import SIGKILL
 
 from zlayer_driver.backends.supervised.bundle import Bundle, Record, boot_id
+from zlayer_driver.backends.supervised.runtime import Runtime
 from zlayer_driver.errors import TimedOut
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd
@@ -24,10 +26,11 @@ class Container:
     It is kept by this process until `close`: no other takes it for an orphan.
     """
 
-    def __init__(self, bundle: Bundle, record: Record) -> None:
+    def __init__(self, bundle: Bundle, record: Record, runtime: Runtime) -> None:
         here = record.boot == boot_id()
         self.bundle = bundle
         self.record = record
+        self._runtime = runtime
         self._kept = bundle.keep()
         self._init = PidFd.open(record.init) if here else None
         self._supervisor = PidFd.open(record.supervisor) if here else None
@@ -57,17 +60,23 @@ class Container:
             self.bundle.write_ended(self._end)
         return self._end
 
-    def signal(self, number: int) -> bool:
+    async def start(self, log: Path) -> str:
+        """As `Runtime.start`."""
+        return await self._runtime.start(self.bundle, self._init, log)
+
+    async def signal(self, number: int) -> bool:
         """Whether init was there to be signalled."""
         if self._init is None:
             return False
-        if number == SIGKILL and not self._init.ended():
+        if number != SIGKILL:
+            return await self._runtime.signal(self.bundle, self._init, number)
+        if not self._init.ended():
             self.bundle.killed.touch()
         return self._init.send(number)
 
     async def stop(self, *, timeout_s: float, signal: str) -> None:
         number = signals.number(signal or self.record.stop_signal)
-        if self.signal(number):
+        if await self.signal(number):
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.wait()
@@ -76,7 +85,7 @@ class Container:
     async def kill(self) -> None:
         """Returns when it has ended, which may have been before. SIGKILL for init of a pid namespace ends all others in it."""
         if self._end is None:
-            self.signal(SIGKILL)
+            await self.signal(SIGKILL)
             cgroups.thaw(self.bundle.cgroup)
         try:
             async with asyncio.timeout(_KILL_TIMEOUT_S):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
+from zlayer_driver.host.pidfd import PidFd
 
 _ABOUT_COMMAND = re.compile(r"\bexec(utable)?\b")
 
@@ -32,8 +33,17 @@ class Runtime(Protocol):
         """What stands before the verb. Errors are told in ``log``, which `last_error` reads."""
         ...
 
-    async def start(self, bundle: Bundle, log: Path) -> str:
-        """Lets a created container run; nothing, or its words why it does not."""
+    @property
+    def kind(self) -> str:
+        """Whose command line that is, for who takes the container back."""
+        ...
+
+    async def start(self, bundle: Bundle, init: PidFd | None, log: Path) -> str:
+        """Lets a created container run; nothing, or its words why it does not. ``init`` is gone if the container has ended already."""
+        ...
+
+    async def signal(self, bundle: Bundle, init: PidFd, number: int) -> bool:
+        """Whether the container was there to be signalled. SIGKILL never comes this way: it is sent to ``init``."""
         ...
 
     async def ran(self, bundle: Bundle, record: Record) -> bool:

@@ -97,8 +97,8 @@ async def _create(making: Making) -> None:
         if told := last_error(making.log):
             raise CreateFailed(bundle.id, _sentence(told, making), recoverable=error.recoverable) from error
         raise
-    record = Record(runtime.path, boot_id(), made.init, made.supervisor, _stop_signal(making.image), making.digest)
-    making.container = Container(bundle, record)
+    record = Record(runtime.path, runtime.kind, boot_id(), made.init, made.supervisor, _stop_signal(making.image), making.digest)
+    making.container = Container(bundle, record, runtime)
     bundle.write_record(record)
 
 
@@ -181,7 +181,9 @@ def strays(bundle: Bundle) -> list[int]:
 
 
 async def _run(making: Making) -> None:
-    if told := await making.runtime.start(making.bundle, making.log):
+    if making.container is None:
+        raise InternalError("a container is created before it is run")
+    if told := await making.container.start(making.log):
         raise StartFailed(making.bundle.id, _sentence(told, making))
     making.bundle.started.touch()
 
