@@ -57,7 +57,7 @@ class ToolSubject(Subject):
     async def start(self, spec: TaskSpec) -> Handle:
         """A task of `runs` says when it has set what it ignores."""
         handle = await super().start(spec)
-        if Path(spec.stdout_path).is_fifo():
+        if "echo ready" in spec.args[-1]:
             await asyncio.to_thread(_read_line, Path(spec.stdout_path))
         return handle
 
@@ -77,6 +77,7 @@ class ToolSubject(Subject):
             image=image or self.base,
             command=SHELL,
             args=("-c", script),
+            env={"DOUBLES": str(self.home)},
             stdout_path=str(self.stdout_of(task_id)),
             stderr_path=str(self.stderr_of(task_id)),
         )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
-HOME = os.environ.get("DOUBLES", "")
+HOME = os.environ["DOUBLES"]
 USAGE = 64
 Doc = dict[str, Any]
 Verb = Callable[[list[str]], None]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from zlayer_driver.backends import Context
 from zlayer_driver.backends.supervised.bundle import Bundle
-from zlayer_driver.backends.tool import Tool, ToolBackend, cpus, refuse_all_but
+from zlayer_driver.backends.tool import Tool, ToolBackend
 from zlayer_driver.backends.tool_job import Command
+from zlayer_driver.backends.tool_spec import cpus, refuse_all_but
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import CreateFailed, InternalError, InvalidSpec, Unsupported
 from zlayer_driver.model import TaskSpec

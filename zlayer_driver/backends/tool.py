@@ -11,12 +11,11 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from zlayer_driver.backends.tool_job import Command, Job
 from zlayer_driver.errors import CreateFailed, DriverError, InternalError, NotFound, Unsupported
 from zlayer_driver.host import signals
 from zlayer_driver.host.processes import Completed, capture
-from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, Resources, TaskSpec, TaskState
+from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, TaskSpec, TaskState
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 
 _log = logging.getLogger(__name__)
@@ -107,6 +106,10 @@ class ToolBackend(ABC):
     async def _make(self, spec: TaskSpec, bundle: Bundle) -> Command:
         """Makes a container that can be started, and says by which command. What a failure leaves, `_unmake` removes."""
 
+    async def _begun(self, spec: TaskSpec, job: Job) -> None:
+        """Returns once the container runs, where its command runs before it does; an error of ours if it never will."""
+        del spec, job  # most tools' commands are the container
+
     @abstractmethod
     async def _unmake(self, bundle: Bundle) -> None:
         """Removes whatever the tool may have of a container, whose command has ended. Idempotent; from the bundle alone."""
@@ -133,15 +136,16 @@ class ToolBackend(ABC):
                         await self._remove(spec.id, bundle)
         except OSError as error:
             raise CreateFailed(spec.id, f"{error.strerror}: {error.filename}") from error
-        self._jobs[spec.id] = job
         return job.data
 
     async def _started(self, spec: TaskSpec, bundle: Bundle) -> Job:
         try:
-            return await Job.launch(bundle, await self._make(spec, bundle), spec)
+            job = self._jobs[spec.id] = await Job.launch(bundle, await self._make(spec, bundle), spec)
+            await self._begun(spec, job)
         except BaseException:
             await _to_its_end(self._remove(spec.id, bundle))
             raise
+        return job
 
     async def recover(self, handle: Handle) -> None:
         self._job(handle)
@@ -158,7 +162,7 @@ class ToolBackend(ABC):
         if job.ended:
             return
         await self._send(job, number or signals.number(job.doc["stop_signal"]))
-        if not await _ends(job, timeout_s):
+        if not await ended_within(job, timeout_s):
             await self._kill(job)
 
     async def _kill(self, job: Job) -> None:
@@ -240,7 +244,7 @@ class Interactive(ToolBackend):
     """One whose tool passes signals on and runs further commands."""
 
     @abstractmethod
-    def _exec(self, job: Job, argv: Sequence[str], options: ExecOptions, *, tty: bool, stdin: bool) -> ToolExec:
+    def _exec(self, job: Job, argv: Sequence[str], told: ExecOptions, *, tty: bool, stdin: bool) -> ToolExec:
         """The command line that runs ``argv`` in a running container."""
 
     async def signal(self, handle: Handle, signal: str) -> None:
@@ -275,7 +279,7 @@ class Metered(ToolBackend):
         while not job.ended:
             with suppress(NotFound):  # it ended while the tool looked
                 yield await self._sample(job)
-            await _ends(job, _SAMPLE_INTERVAL_S)
+            await ended_within(job, _SAMPLE_INTERVAL_S)
 
 
 async def erase(path: Path) -> None:
@@ -285,7 +289,7 @@ async def erase(path: Path) -> None:
         raise InternalError(f"cannot remove {path}: {said(done)}", hint="destroy the task again")
 
 
-async def _ends(job: Job, timeout_s: float) -> bool:
+async def ended_within(job: Job, timeout_s: float) -> bool:
     try:
         async with asyncio.timeout(timeout_s):
             await job.wait()
@@ -303,54 +307,3 @@ async def _to_its_end(work: Awaitable[None]) -> None:
         except asyncio.CancelledError:
             continue
     task.result()
-
-
-_PLAIN = TaskSpec(id="", name="", image="")
-_GIVEN_UP: Mapping[str, Callable[[TaskSpec], object]] = {
-    "user": lambda spec: spec.user,
-    "group_add": lambda spec: spec.groups,
-    "work_dir": lambda spec: spec.work_dir,
-    "init": lambda spec: spec.init,
-    "ulimit": lambda spec: spec.ulimits,
-    "sysctl": lambda spec: dict(spec.sysctls),
-    "shm_size": lambda spec: spec.shm_bytes,
-    "tmpfs": lambda spec: [mount for mount in spec.mounts if mount.kind == "tmpfs"],
-    "read-only mounts": lambda spec: [mount for mount in spec.mounts if mount.read_only],
-    "devices": lambda spec: spec.devices,
-    "oci_runtime": lambda spec: spec.oci_runtime,
-    "network mode": lambda spec: spec.network.mode,
-    "dns": lambda spec: (spec.network.dns_servers, spec.network.dns_searches, spec.network.dns_options),
-    "extra_hosts": lambda spec: spec.network.extra_hosts,
-    "capabilities": lambda spec: (spec.security.cap_add, spec.security.cap_drop),
-    "privileged": lambda spec: spec.security.privileged,
-    "readonly_rootfs": lambda spec: spec.security.readonly_rootfs,
-    "security_opt": lambda spec: (spec.security.no_new_privileges, spec.security.seccomp),
-    "host namespaces": lambda spec: spec.security.host_namespaces,
-}
-
-
-def refuse_all_but(spec: TaskSpec, able: Collection[str], *, backend: str) -> None:
-    """`Unsupported`, naming each thing that the task asks for and that is none of ``able``: nothing is left out unsaid."""
-    asked = [key for key, of in _GIVEN_UP.items() if key not in able and of(spec) != of(_PLAIN)]
-    if asked:
-        raise Unsupported(
-            f"{backend} cannot give a task its {', '.join(asked)}", hint="take them out of the task, or choose another runtime"
-        )
-
-
-def cpus(resources: Resources) -> int:
-    """Whole processors for what the task may use of the node's."""
-    quota = resources.cpu_quota_us / resources.cpu_period_us if resources.cpu_quota_us else resources.cpu_fraction * (os.cpu_count() or 1)
-    return max(1, math.ceil(quota))
-
-
-def moved(env: Mapping[str, str], places: Mapping[str, str]) -> dict[str, str]:
-    """Variables whose value is a path at or below a mount's target, where that target lies elsewhere for the process: under ``places``."""
-
-    def shown(value: str) -> str:
-        for target, place in places.items():
-            if value == target or value.startswith(f"{target}/"):
-                return place + value[len(target) :]
-        return value
-
-    return {name: shown(value) for name, value in env.items()}

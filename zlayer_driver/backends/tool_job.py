@@ -134,6 +134,11 @@ class Job:
         if self._gone and not self._gone.done():
             self._gone.set_result(None)
 
+    @property
+    def pid(self) -> int:
+        """Of its command."""
+        return int((self.bundle.dir / "pid").read_text())
+
     def signal(self, number: int) -> bool:
         """Whether its keeper was there to take it."""
         return told(self.bundle, number)

@@ -1,0 +1,282 @@
+#!/usr/bin/python3 -IS
+"""A double of Apple's container 1.2; a container is a process of this system. Images are files of ``$DOUBLES/images``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/container.py"))
+
+from tests.doubles.double import HOME, Doc, load, main, parse, save, usage, whole
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+CREATE_FLAGS = {"--init", "--read-only"}
+CREATE_OPTIONS = {
+    *("--progress", "--os", "--name", "--env-file", "--cpus", "--memory", "--user", "--workdir", "--entrypoint", "--shm-size"),
+}
+CREATE_REPEATED = {"--env", "--mount", "--ulimit", "--cap-add", "--cap-drop", "--dns", "--dns-search", "--dns-option"}
+
+
+def fail(kind: str, message: str) -> NoReturn:
+    sys.stderr.write(f'Error: {kind}: "{message}"\n')
+    sys.exit(1)
+
+
+def tell(value: object) -> None:
+    print(value if isinstance(value, str) else json.dumps(value))  # noqa: T201 # it is what the tool does
+
+
+def image_of(name: str) -> Doc:
+    pulled: list[str] = load("container.images", [])
+    if name not in pulled:
+        fail("notFound", f"image not found: {name}")
+    reference = load("container.tags", {}).get(name, name)
+    return load(image_file(reference), {})  # type: ignore[no-any-return] # what the test has put there
+
+
+def image_file(image: str) -> str:
+    return f"images/{image.replace('/', '_')}"
+
+
+def container_of(name: str) -> Doc:
+    found: Doc | None = load(f"container-{name}", None)
+    if found is None:
+        fail("notFound", f"container with ID {name} not found")
+    return found
+
+
+def create(argv: list[str]) -> None:
+    found, (image, *arguments) = parse(argv, flags=CREATE_FLAGS, options=CREATE_OPTIONS, repeated=CREATE_REPEATED, least=1, stop_at=1)
+    name = found["--name"]
+    if found["--progress"] != "none" or found["--os"] != "linux" or not 1 < len(name) <= 63 or not name.replace("-", "").isalnum():
+        usage(f"--progress, --os or --name does not fit: {found}")
+    if load(f"container-{name}", None) is not None:
+        fail("exists", f"container with id {name} already exists")
+    if image not in load("container.images", []):
+        pull(["--progress", "none", "--os", "linux", image])
+    settings = {key: value for key, value in found.items() if value}
+    settings["--cpus"] = whole(found["--cpus"], 64)
+    for key in ("--memory", "--shm-size"):
+        if key in found:
+            settings[key] = mebibytes(found[key])
+    mounts = [mount(text) for text in found["--mount"]]
+    entrypoint = [found["--entrypoint"]] if "--entrypoint" in found else []
+    argv = [*entrypoint, *(arguments or (() if entrypoint else image_of(image)["cmd"]))]
+    doc = {"argv": argv, "settings": settings, "mounts": mounts, "image": image, "env": environment(found), "started": False, "pid": 0}
+    save(f"container-{name}", doc)
+    tell(name)
+
+
+def mebibytes(text: str) -> int:
+    if not text.endswith("M"):
+        usage(f"'{text}' is no size in M")
+    return whole(text[:-1])
+
+
+def mount(text: str) -> Doc:
+    parts = {part.partition("=")[0]: part.partition("=")[2] for part in text.split(",")}
+    allowed = {"bind": {"source", "target", "readonly"}, "tmpfs": {"target", "size", "mode"}}.get(parts.get("type", ""), set())
+    if not parts.keys() - {"type"} <= allowed or "target" not in parts:
+        usage(f"'{text}' is no mount")
+    if parts["type"] == "bind" and not os.path.isdir(parts["source"]):  # noqa: PTH112 # pathlib costs half of a double's start
+        fail("invalidArgument", f"path '{parts['source']}' is not a directory")
+    return parts
+
+
+def environment(found: Doc) -> dict[str, str]:
+    entries = list(found["--env"])
+    if "--env-file" in found:
+        with open(found["--env-file"]) as file:  # noqa: PTH123 # as above
+            entries = [*(line.rstrip("\n") for line in file if line.strip() and not line.startswith("#")), *entries]
+    if not all("=" in entry for entry in entries):
+        usage("a variable needs name=value")
+    return dict(entry.split("=", 1) for entry in entries)
+
+
+def start(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--attach"}, least=1, most=1)
+    doc = container_of(name)
+    if "--attach" not in found:
+        usage("nobody would hear the container without --attach")
+    if doc["pid"]:
+        fail("invalidArgument", "attach is currently unsupported on already running containers")
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        become(doc, doc["argv"], doc["settings"])
+    for number in PASSED_ON:
+        signal.signal(number, lambda number, _frame: os.kill(pid, number))
+    save(f"container-{name}", doc | {"pid": pid, "started": True})
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end_group(pid)
+    if load(f"container-{name}", None) is not None:
+        save(f"container-{name}", doc | {"pid": 0, "started": status != 125})
+    if status == 125:
+        fail("internalError", f"failed to start process: failed to find target executable {doc['argv'][0]}")
+    sys.exit(128 - status if status < 0 else status)
+
+
+def become(doc: Doc, argv: list[str], settings: Doc) -> NoReturn:
+    env = {"PATH": os.environ["PATH"], "DOUBLES": HOME, **doc["env"], "CONTAINER": json.dumps(doc)}
+    try:
+        os.chdir(settings.get("--workdir", "/"))
+        if user := settings.get("--user"):
+            uid, _, gid = user.partition(":")
+            os.setgroups([])
+            os.setgid(int(gid or uid))
+            os.setuid(int(uid))
+        os.execvpe(argv[0], argv, env)  # it becomes it
+    except OSError:
+        os._exit(125)
+
+
+def end_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def kill(argv: list[str]) -> None:
+    found, (name,) = parse(argv, options={"--signal"}, least=1, most=1)
+    doc = container_of(name)
+    if found.get("--signal") not in signal.Signals.__members__:
+        usage(f"'{found.get('--signal')}' is no signal")
+    if not doc["pid"]:
+        fail("invalidState", f"container {name} is not running")
+    os.kill(doc["pid"], signal.Signals[found["--signal"]])
+
+
+def delete(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--force"}, least=1, most=1)
+    doc = container_of(name)
+    if doc["pid"] and "--force" not in found:
+        fail("invalidState", f"container {name} is running and can not be deleted")
+    if doc["pid"]:
+        end_group(doc["pid"])
+    for entry in os.listdir(HOME):  # noqa: PTH208 # as above
+        if entry.startswith(f"exec-{name}-"):
+            with suppress(ProcessLookupError):
+                os.kill(load(entry, 0), signal.SIGKILL)
+    os.unlink(f"{HOME}/container-{name}")  # noqa: PTH108 # as above
+
+
+def exec_(argv: list[str]) -> None:
+    found, (name, *command) = parse(
+        argv, flags={"--interactive", "--tty"}, options={"--user", "--workdir"}, repeated={"--env"}, least=2, stop_at=1
+    )
+    doc = container_of(name)
+    if not doc["pid"]:
+        fail("invalidState", f"container {name} is not running")
+    if "--interactive" not in found:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    pid = os.fork()
+    if pid == 0:
+        save(f"exec-{name}-{os.getpid()}", os.getpid())
+        become(doc | {"env": doc["env"] | environment(found)}, command, doc["settings"] | found)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 125:
+        fail("internalError", f"failed to exec process failed to find target executable {command[0]}")
+    sys.exit(128 - status if status < 0 else status)
+
+
+def inspect(argv: list[str]) -> None:
+    _, (name,) = parse(argv, least=1, most=1)
+    doc = container_of(name)
+    status: Doc = {"state": "running" if doc["pid"] else "stopped", "networks": []}
+    if doc["started"]:
+        status["startedDate"] = "2026-01-02T03:04:05Z"
+    configuration = {"id": name, "stopSignal": image_of(doc["image"]).get("stopSignal")}
+    tell([{"id": name, "configuration": configuration, "status": status}])
+
+
+def stats(argv: list[str]) -> None:
+    found, (name,) = parse(argv, flags={"--no-stream"}, options={"--format"}, least=1, most=1)
+    if found != {"--no-stream": True, "--format": "json"}:
+        usage(f"{found} is not how a program reads once")
+    numbers = {"cpuUsageUsec": 1500, "memoryUsageBytes": 1 << 20, "memoryLimitBytes": 1 << 30, "numProcesses": 2}
+    tell([{"id": name, **numbers}] if container_of(name)["pid"] else [])
+
+
+def pull(argv: list[str]) -> None:
+    found, (image,) = parse(argv, options={"--progress", "--os"}, least=1, most=1)
+    if found != {"--progress": "none", "--os": "linux"}:
+        usage(f"{found} is not how a Linux image is pulled")
+    if load(image_file(image), None) is None:
+        fail("internalError", f"failed to pull {image}: 404 Not Found")
+    save("container.images", sorted({*load("container.images", []), image}))
+
+
+def resource(image: str) -> Doc:
+    platform = {"os": "linux", "architecture": "arm64"}
+    return {
+        "id": "4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44de311d1",
+        "configuration": {"name": image, "descriptor": {"digest": f"sha256:{'4b' * 32}", "size": 9218}},
+        "variants": [{"platform": platform, "digest": f"sha256:{'45' * 32}", "size": 4096}],
+    }
+
+
+def image_list(argv: list[str]) -> None:
+    found, _ = parse(argv, options={"--format"}, most=0)
+    if found != {"--format": "json"}:
+        usage("only JSON can be read by a program")
+    tell([resource(image) for image in load("container.images", [])])
+
+
+def image_inspect(argv: list[str]) -> None:
+    _, (image,) = parse(argv, least=1, most=1)
+    image_of(image)
+    tell([resource(image)])
+
+
+def image_tag(argv: list[str]) -> None:
+    _, (source, target) = parse(argv, least=2, most=2)
+    image_of(source)
+    save("container.tags", load("container.tags", {}) | {target: source})
+    save("container.images", sorted({*load("container.images", []), target}))
+    tell(target)
+
+
+def image_delete(argv: list[str]) -> None:
+    _, (image,) = parse(argv, least=1, most=1)
+    image_of(image)
+    save("container.images", [other for other in load("container.images", []) if other != image])
+    tell(image)
+
+
+def image_prune(argv: list[str]) -> None:
+    found, _ = parse(argv, flags={"--all"}, most=0)
+    gone = load("container.images", []) if "--all" in found else []
+    save("container.images", [])
+    tell("\n".join(f"untagged {image}" for image in gone))
+
+
+def status(argv: list[str]) -> None:
+    found, _ = parse(argv, options={"--format"}, most=0)
+    if found != {"--format": "json"}:
+        usage("only JSON can be read by a program")
+    tell({"status": "running", "apiServerVersion": "container-apiserver version 1.2.2 (build: release, commit: 1234abc)"})
+
+
+VERBS = {
+    "create": create,
+    "start": start,
+    "kill": kill,
+    "delete": delete,
+    "exec": exec_,
+    "inspect": inspect,
+    "stats": stats,
+    "image pull": pull,
+    "image list": image_list,
+    "image inspect": image_inspect,
+    "image tag": image_tag,
+    "image delete": image_delete,
+    "image prune": image_prune,
+    "system status": status,
+}
+
+if __name__ == "__main__":
+    main("container", VERBS, version="container CLI version 1.2.2")

@@ -1,0 +1,27 @@
+#!/usr/bin/python3 -IS
+"""A double of the sudo in a macOS guest, for users by their numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/sudo.py"))
+
+from tests.doubles.double import parse, usage
+
+
+def main() -> None:
+    found, command = parse(sys.argv[1:], flags={"-n"}, options={"-u", "-g"}, least=1)
+    if "-n" not in found:
+        usage("sudo: a terminal is required to read the password")
+    if "-u" in found:
+        user, group = (int(str(found.get(key, found["-u"])).removeprefix("#")) for key in ("-u", "-g"))
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(user)
+    os.execvp(command[0], command)  # it becomes it
+
+
+if __name__ == "__main__":
+    main()
