@@ -102,6 +102,15 @@ def test_variables_that_no_process_can_have(env: dict[str, str]) -> None:
         environment(replace(TASK, env=env), CONFIG, "/")
 
 
+def test_what_the_kernel_would_not_take_is_told_before() -> None:
+    most = "x" * (131_071 - len("BIG="))
+    assert environment(replace(TASK, env={"BIG": most}), CONFIG, "/")[-1] == f"BIG={most}"
+    with pytest.raises(InvalidSpec, match=r"environment variable 'BIG' has 131072 bytes, and the kernel takes 131071 at most"):
+        environment(replace(TASK, env={"BIG": f"{most}x"}), CONFIG, "/")
+    with pytest.raises(InvalidSpec, match="argument 1 of the task's command has 131072 bytes"):
+        command_line(replace(TASK, entrypoint=("echo",), args=("x" * 131_072,)), CONFIG)
+
+
 def test_host_names() -> None:
     bundle = Bundle(Path("/state"), container_id("one"))
     assert hostname(replace(TASK, network=Network(mode="none")), bundle) == bundle.id[-12:]

@@ -19,6 +19,7 @@ Doc = dict[str, Any]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup")
+_LONGEST = 131_071  # bytes of one string of execve(2), without its NUL
 _INIT = "/dev/init"  # on a file system of the container's own, so that it leaves nothing in the image's
 _INITS = ("catatonit", "tini-static")
 _LABEL = "com.zlayer.label."  # a bare annotation could be an order to a runtime
@@ -62,7 +63,15 @@ def command_line(task: TaskSpec, image: ImageConfig) -> list[str]:
         raise InvalidSpec(f"image {task.image!r} names no command, and neither does the task", hint='set "command" in the task\'s config')
     if any("\0" in part for part in argv):
         raise InvalidSpec("the task's command holds a NUL byte")
+    for number, part in enumerate(argv):
+        _check_length(part, f"argument {number} of the task's command")
     return argv
+
+
+def _check_length(text: str, what: str) -> None:
+    """More is found out by a runtime only once the container is said to run."""
+    if (size := len(os.fsencode(text))) > _LONGEST:
+        raise InvalidSpec(f"{what} has {size} bytes, and the kernel takes {_LONGEST} at most", hint="put it in a file, such as by a template")
 
 
 def hostname(task: TaskSpec, bundle: Bundle) -> str:
@@ -77,6 +86,8 @@ def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
     merged: Mapping[str, str] = {"PATH": _PATH, "HOME": home, **below, **task.env}
     if any("\0" in text or "=" in name for name, value in merged.items() for text in (name, value) if "\0" in text or text is name):
         raise InvalidSpec("an environment variable of the task has a NUL byte, or '=' in its name")
+    for name, value in merged.items():
+        _check_length(f"{name}={value}", f"environment variable {name!r}")
     return [f"{name}={value}" for name, value in merged.items()]
 
 
