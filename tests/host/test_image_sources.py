@@ -7,12 +7,14 @@ import gzip
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.doubles.images import Built, archive, digest, directory, image, index, member
+from tests.host import engine_lab
 from zlayer_driver.errors import ConfigError, NotFound, PullFailed
 from zlayer_driver.image.store import ImageStore
 
@@ -95,6 +97,42 @@ async def test_what_skopeo_writes(store: ImageStore, tmp_path: Path, kind: str) 
     await asyncio.to_thread(subprocess.run, copy, check=True)
     imported = await store.import_archive(target, "example.com/app:v1")
     assert [(layer / "etc" / name).read_text() for layer, name in zip(imported.layers, "ab", strict=True)] == ["a", "b"]
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with engine_lab.podman(tmp_path_factory.mktemp("podman")) as socket:
+        yield socket
+
+
+@pytest.mark.needs(*engine_lab.PODMAN_NEEDS)
+@pytest.mark.parametrize("kind", ["podman", "docker-daemon"])
+async def test_an_image_out_of_an_engine(
+    store: ImageStore, tmp_path: Path, podman: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv({"podman": "CONTAINER_HOST", "docker-daemon": "DOCKER_HOST"}[kind], f"unix://{podman}")
+    saved = docker_archive(tmp_path / "saved.tar", image(LAYERS, how=""), "example.com/app:1")
+    async with httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(uds=podman), base_url="http://engine", timeout=30) as http:
+        (await http.post("/images/load", content=saved.read_bytes())).raise_for_status()
+        image_id = (await http.get("/images/example.com/app:1/json")).raise_for_status().json()["Id"]
+    imported = await store.import_archive(f"{kind}:example.com/app:1")
+    assert imported.reference == "example.com/app:1"
+    assert [(layer / "etc" / name).read_text() for layer, name in zip(imported.layers, "ab", strict=True)] == ["a", "b"]
+    by_id = f"{kind}:{image_id.removeprefix('sha256:')}"
+    assert (await store.import_archive(by_id, "localhost/x")).layers == imported.layers
+    with pytest.raises(ConfigError, match="does not name its image"):
+        await store.import_archive(by_id)
+    with pytest.raises(PullFailed, match="the engine answers 404"):
+        await store.import_archive(f"{kind}:example.com/none")
+
+
+async def test_an_engine_that_is_not_there_is_named(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(PullFailed, match=r"none.sock: .*is the engine running\?.* CONTAINER_HOST=unix://PATH"):
+        await store.import_archive("podman:alpine")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    with pytest.raises(ConfigError, match="only of an engine on this machine"):
+        await store.import_archive("docker-daemon:alpine")
 
 
 async def test_faults_are_named(store: ImageStore, tmp_path: Path) -> None:

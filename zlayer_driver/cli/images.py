@@ -40,7 +40,7 @@ def pull(config: PluginConfig, source: str, reference: str | None, always: bool,
     """Pull an image into this node's stores.
 
     SOURCE is an image reference, or an image that is on this machine: oci:DIR[:TAG], oci-archive:FILE[:TAG],
-    docker-archive:FILE[:NAME], or tarball:FILE for a bare root file system.
+    docker-archive:FILE[:NAME], tarball:FILE for a bare root file system, docker-daemon:NAME or podman:NAME out of an engine.
     """
     policy = PullPolicy.ALWAYS if always else PullPolicy.IF_NOT_PRESENT
 

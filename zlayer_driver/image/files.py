@@ -75,11 +75,19 @@ def open_regular(path: str | Path, dir_fd: int | None = None) -> int:
     return fd
 
 
-class OneFile:
-    """A file that is all there is, whatever name is asked for."""
+def inside(fd: int, root: Path | None) -> int:
+    """The same open file, if it lies in ``root``, whatever links led to it; else it is closed. A name could be exchanged after a look at it."""
+    if root is not None and not Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(root.resolve()):
+        os.close(fd)
+        raise Malformed("it lies outside the allocation")
+    return fd
 
-    def __init__(self, path: Path) -> None:
-        self._fd = open_regular(path)
+
+class OneFile:
+    """An open file that is all there is, whatever name is asked for. It is closed with this, as that of `TarFile` is."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
     def extent(self, _name: str) -> Extent:
         return Extent(self._fd, 0, os.fstat(self._fd).st_size)
@@ -89,10 +97,10 @@ class OneFile:
 
 
 class Directory:
-    """The files of an OCI image layout; no name goes through a symbolic link."""
+    """The files of an OCI image layout in an open directory; no name goes through a symbolic link."""
 
-    def __init__(self, path: Path) -> None:
-        self._fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    def __init__(self, fd: int) -> None:
+        self._fds = [fd]
         self._known: dict[str, Extent] = {}
 
     def extent(self, name: str) -> Extent:
@@ -118,8 +126,8 @@ class Directory:
 class TarFile:
     """The members of a tar archive, found in one pass that skips their data. A compressed archive is unpacked to a nameless file first."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self._fd = open_regular(path)
+    def __init__(self, fd: int, limits: Limits) -> None:
+        self._fd = fd
         try:
             self._plain(limits)
             self._members = dict(_members(self._fd))

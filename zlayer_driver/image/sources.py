@@ -6,6 +6,8 @@
     oci-archive:FILE[:TAG]        the same in a tar archive
     docker-archive:FILE[:NAME]    what ``docker save`` and ``podman save`` write
     tarball:FILE                  a bare root file system
+    docker-daemon:NAME            an image of the Docker engine on this machine
+    podman:NAME                   an image of the Podman engine on this machine: our own word, skopeo has none for it
 
 Formats: OCI image-spec 1.1 (image-layout.md), Docker image specification 1.2 («combined image JSON + filesystem changeset format»).
 """
@@ -15,20 +17,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from zlayer_driver import fastpath
 from zlayer_driver.errors import ConfigError, InvalidReference, PullFailed
-from zlayer_driver.image.files import Directory, Extent, Files, OneFile, TarFile
+from zlayer_driver.image.engines import ENGINES, saved
+from zlayer_driver.image.files import Directory, Extent, Files, OneFile, TarFile, inside, open_regular
 from zlayer_driver.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, host_arch, parse_config, parse_manifest
 from zlayer_driver.image.stream import digest_of, inflated
 from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed, Source
+from zlayer_driver.image.waiting import in_thread
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
+_ENGINE_ID = re.compile(r"(sha256:)?[0-9a-f]{12,64}", re.ASCII)
 
 
 class Local(Source, Protocol):
@@ -39,24 +46,57 @@ class Local(Source, Protocol):
 
 def is_local(text: str) -> bool:
     """Whether this names a source here, not an image of a registry. Who means the image ``oci`` of Docker Hub says ``docker.io/library/oci``."""
+    return text.partition(":")[0] in {*_KINDS, *ENGINES}
+
+
+def is_file(text: str) -> bool:
+    """Whether this names a file or directory."""
     return text.partition(":")[0] in _KINDS
 
 
-@contextmanager
-def open_source(text: str, limits: Limits) -> Iterator[Local]:
-    """Opens ``KIND:PATH[:NAME]``; `ConfigError` for a kind that does not exist."""
+@asynccontextmanager
+async def open_source(text: str, limits: Limits, root: Path | None = None) -> AsyncIterator[Local]:
+    """Opens ``KIND:PATH[:NAME]``; `ConfigError` for a kind that does not exist.
+
+    With a ``root``, relative paths start there, and only what lies in it is opened.
+    """
     kind, _, rest = text.partition(":")
-    if kind not in _KINDS or not rest:
+    if not is_local(text) or not rest:
         raise ConfigError(f"{text!r} names no image source", hint=f"use one of {', '.join(f'{known}:PATH' for known in _KINDS)}")
-    open_files, make = _KINDS[kind]
-    path, name = _split(rest)
     try:
-        with closing(open_files(path, limits)) as files:
-            yield make(files, path, name, limits)
+        with ExitStack() as stack:
+            opening = _of_engine(await saved(kind, rest, limits), rest, limits) if kind in ENGINES else _of_files(kind, rest, limits, root)
+            yield await in_thread(stack.enter_context, opening)
     except Malformed as error:
         raise PullFailed(text, str(error)) from error
     except OSError as error:
         raise PullFailed(text, f"{error.strerror or error}") from error
+
+
+@contextmanager
+def _of_engine(fd: int, asked: str, limits: Limits) -> Iterator[Local]:
+    with closing(TarFile(fd, limits)) as archive:
+        yield EngineImage(archive, asked, limits)
+
+
+@contextmanager
+def _of_files(kind: str, rest: str, limits: Limits, root: Path | None) -> Iterator[Local]:
+    path, name = _split(rest if root is None else os.path.join(root, rest))  # noqa: PTH118 # what follows the path is none
+    opened, make = _KINDS[kind]
+    with closing(opened(path, root, limits)) as files:
+        yield make(files, path, name, limits)
+
+
+def _layout(path: Path, root: Path | None, _limits: Limits) -> Files:
+    return Directory(inside(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), root))
+
+
+def _archive(path: Path, root: Path | None, limits: Limits) -> Files:
+    return TarFile(inside(open_regular(path), root), limits)
+
+
+def _one_file(path: Path, root: Path | None, _limits: Limits) -> Files:
+    return OneFile(inside(open_regular(path), root))
 
 
 def _split(text: str) -> tuple[Path, str]:
@@ -161,6 +201,14 @@ class DockerArchive(_Made):
         self.name = name or next(iter(fitting[0]["RepoTags"]), "")
 
 
+class EngineImage(DockerArchive):
+    """The one image of an archive that an engine made, under the name that it was asked for by. One asked for by its ID has none."""
+
+    def __init__(self, files: Files, asked: str, limits: Limits) -> None:
+        super().__init__(files, Path(), "", limits)
+        self.name = "" if _ENGINE_ID.fullmatch(asked) else asked
+
+
 def _images(raw: bytes) -> list[Mapping[str, Any]]:
     """The entries of an archive's ``manifest.json``, each with texts in ``Config``, ``RepoTags`` and ``Layers``."""
     try:
@@ -191,9 +239,9 @@ def _digest(pieces: Iterator[bytes]) -> str:
     return f"sha256:{seen.hexdigest()}"
 
 
-_KINDS: dict[str, tuple[Callable[[Path, Limits], Files], Callable[[Files, Path, str, Limits], Local]]] = {
-    "oci": (lambda path, _limits: Directory(path), OciLayout),
-    "oci-archive": (TarFile, OciLayout),
-    "docker-archive": (TarFile, DockerArchive),
-    "tarball": (lambda path, _limits: OneFile(path), Tarball),
+_KINDS: dict[str, tuple[Callable[[Path, Path | None, Limits], Files], Callable[[Files, Path, str, Limits], Local]]] = {
+    "oci": (_layout, OciLayout),
+    "oci-archive": (_archive, OciLayout),
+    "docker-archive": (_archive, DockerArchive),
+    "tarball": (_one_file, Tarball),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +96,7 @@ class ImageStore:
     async def import_archive(self, source: str, reference: str | None = None, *, report: Report | None = None) -> Image:
         """An image from a directory or file (see `sources`), under ``reference`` or else under its own name."""
         await self._sweep()
-        with ExitStack() as stack:
-            local = await in_thread(stack.enter_context, open_source(source, self._limits))
+        async with open_source(source, self._limits) as local:
             if not (reference or local.name):
                 raise ConfigError(f"{source} does not name its image", hint="give a reference for it")
             name = fastpath.canonical(reference or local.name)
