@@ -21,6 +21,7 @@ from zlayer_driver.cores import SharedCores
 from zlayer_driver.errors import NotFound, TimedOut, Unsupported
 from zlayer_driver.host import cgroups, logs
 from zlayer_driver.model import (
+    OS,
     ExecResult,
     Exit,
     Fingerprint,
@@ -60,9 +61,10 @@ class Driver:
     name = "zlayer"
     version = __version__
 
-    def __init__(self, join: Join | None = None) -> None:
-        """``join`` brings this node into its overlay; it is called only if the operator configured one."""
+    def __init__(self, join: Join | None = None, *, native_os: OS | None = None) -> None:
+        """``join`` brings this node into its overlay; it is called only if the operator configured one. ``native_os`` as of `Node`."""
         self.config = PluginConfig()
+        self._native_os = native_os
         self._node: Node | None = None
         self._join = join
         self._membership: Membership | None = None
@@ -87,7 +89,7 @@ class Driver:
     def node(self) -> Node:
         """What this node is made of; assembled at the first use."""
         if self._node is None:
-            self._node = Node(self.config, on_fallback=self._tell_fallback)
+            self._node = Node(self.config, native_os=self._native_os, on_fallback=self._tell_fallback)
         return self._node
 
     async def fingerprints(self) -> AsyncIterator[Fingerprint]:
@@ -118,7 +120,7 @@ class Driver:
     async def _start(self, spec: TaskSpec, request: TaskRequest) -> Handle:
         self._tasks.begin(spec.id, name=spec.name, alloc_id=request.alloc_id)
         try:
-            await self._pull(spec)
+            spec = await self._pull(spec)
             await self._publish(request)
             cpus = cgroups.cpus(spec.resources.cpuset_group)
             handle = await self.node.composite.create(spec)
@@ -228,7 +230,8 @@ class Driver:
     async def _update(self, task_id: str, resources: Resources) -> object:
         return await self.node.composite.forward(task_id, CanUpdate.update, resources)
 
-    async def _pull(self, spec: TaskSpec) -> None:
+    async def _pull(self, spec: TaskSpec) -> TaskSpec:
+        """The task with its image here; one that it brings itself has its name in our store from now on."""
         loop = asyncio.get_running_loop()
         pulled = PullReport(lambda message: self._tell(spec.id, message, {"image": spec.image}), loop.time)
 

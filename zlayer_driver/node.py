@@ -28,7 +28,7 @@ _RUNS = {  # operating systems of the images that each target runs; the primary 
 }
 
 
-def _image_store(config: PluginConfig) -> ImageStore:
+def _image_store(config: PluginConfig, native_os: OS) -> ImageStore:
     """The store of a state directory, with what the operator says of registries and of images' sizes."""
     client = Client(
         insecure=config.insecure_registries,
@@ -37,7 +37,8 @@ def _image_store(config: PluginConfig) -> ImageStore:
         ca_file=Path(config.registry_ca_file) if config.registry_ca_file else None,
     )
     limits = Limits(layers=config.image_max_layers, layer_bytes=config.image_max_layer_mb * MIB, entries=config.image_max_layer_entries)
-    return ImageStore(Path(config.state_dir, "images"), client=client, limits=limits, allow_devices=config.allow_image_devices)
+    root, allow = Path(config.state_dir, "images"), config.allow_image_devices
+    return ImageStore(root, client=client, os=native_os, limits=limits, allow_devices=allow)
 
 
 async def _probed(backend: Backend) -> Fingerprint:
@@ -49,18 +50,19 @@ async def _probed(backend: Backend) -> Fingerprint:
 
 
 class Node:
-    """Made from the operator's config alone; touches the machine only when a method is called."""
+    """Made from the operator's config alone; touches the machine only when a method is called. ``native_os`` is this system's by default."""
 
-    def __init__(self, config: PluginConfig, *, on_fallback: OnFallback | None = None) -> None:
+    def __init__(self, config: PluginConfig, *, native_os: OS | None = None, on_fallback: OnFallback | None = None) -> None:
         self.config = config
+        self.native_os = native_os or backends.native_os()
         self._collector: asyncio.Task[None] | None = None
-        self.store = _image_store(config)
+        self.store = _image_store(config, self.native_os)
         self.caches: Sequence[Path] = (self.store.cache_path, *map(Path, config.caches))
         self._open_caches: dict[Path, fastpath.BlobCache] = {}
         self._opening = threading.Lock()
-        self.backends = backends.build(backends.Context(config, self.store))
+        self.backends = backends.build(backends.Context(config, self.store, self.native_os))
         self.composite = Composite(
-            self.backends, native_os=backends.native_os(), facts=self.image_facts, fallback=config.fallback, on_fallback=on_fallback
+            self.backends, native_os=self.native_os, facts=self.image_facts, fallback=config.fallback, on_fallback=on_fallback
         )
 
     def image_facts(self, image: str) -> ImageFacts:
@@ -110,14 +112,14 @@ class Node:
         probes = await self.probe()
         attributes: dict[str, str | int | bool] = {
             f"{PREFIX}.version": __version__,
-            f"{PREFIX}.native_os": backends.native_os(),
+            f"{PREFIX}.native_os": self.native_os,
             f"{PREFIX}.fastpath": fastpath.IMPLEMENTATION,
         }
         for target, probe in probes.items():
             name = self.backends[target].name
             if probe.health is Health.HEALTHY:
                 attributes[f"{PREFIX}.target.{target}"] = name
-                attributes[f"{PREFIX}.os.{_RUNS.get(target, backends.native_os())}"] = True
+                attributes[f"{PREFIX}.os.{_RUNS.get(target, self.native_os)}"] = True
             attributes |= {f"{PREFIX}.{name}.{key}": value for key, value in probe.attributes.items()}
         primary = probes[Target.PRIMARY]
         return Fingerprint(primary.health, primary.description, attributes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,18 @@ from zlayer_driver.model import OS, Target
 _NATIVE = {"linux": OS.LINUX, "darwin": OS.DARWIN, "win32": OS.WINDOWS}
 
 
+def native_os() -> OS:
+    """The operating system of this node."""
+    return _NATIVE.get(sys.platform, OS.LINUX)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a backend is made from: the operator's config and the image store of this state directory."""
+    """What a backend is made from: the operator's config, the image store of this state directory, and what kind of node this is."""
 
     config: PluginConfig
     store: ImageStore
+    native_os: OS = field(default_factory=native_os)
 
     @property
     def state_dir(self) -> Path:
@@ -49,17 +55,18 @@ class Entry:
 TABLE: Sequence[Entry] = (
     Entry(OS.LINUX, Target.PRIMARY, "zlayer_driver.backends.oci"),
     Entry(OS.LINUX, Target.DELEGATE, "zlayer_driver.backends.vm"),
+    Entry(OS.DARWIN, Target.PRIMARY, "zlayer_driver.backends.seatbelt"),
+    Entry(OS.DARWIN, Target.DELEGATE, "zlayer_driver.backends.krun"),
+    Entry(OS.DARWIN, Target.VZ, "zlayer_driver.backends.vz"),
+    Entry(OS.DARWIN, Target.VZ_LINUX, "zlayer_driver.backends.vz_linux"),
+    Entry(OS.WINDOWS, Target.PRIMARY, "zlayer_driver.backends.hcs"),
+    Entry(OS.WINDOWS, Target.DELEGATE, "zlayer_driver.backends.wsl2"),
 )
-
-
-def native_os() -> OS:
-    """The operating system of this node."""
-    return _NATIVE.get(sys.platform, OS.LINUX)
 
 
 def build(context: Context) -> dict[Target, Backend]:
     """The backends of this node, made but not probed. One that the node plainly cannot run is left out, so that nothing is sent to it."""
-    rows = [entry for entry in TABLE if entry.native_os is native_os()]
+    rows = [entry for entry in TABLE if entry.native_os is context.native_os]
     return {entry.target: _member(entry, "make")(context) for entry in rows if not _missing(entry, context.config)}
 
 
