@@ -147,3 +147,66 @@ async def test_the_agent_is_killed_and_the_task_goes_on(site: Site) -> None:
         await destroy(second, request)
         await second.ask("kill")
     out.close()
+
+
+def read(fifo: int, count: int) -> bytes:
+    """So many bytes in small pieces, or all that come by the end of the log."""
+    data = b""
+    while len(data) < count and (piece := os.read(fifo, min(1000, count - len(data)))):
+        data += piece
+    return data
+
+
+async def test_a_slow_log_collector_that_goes_away_and_comes_back_gets_every_line(site: Site) -> None:
+    """Meanwhile the task is held up, whoever else comes and goes, and not killed."""
+    wanted = b"".join(b"line %d\n" % number for number in range(30_000))
+    request = site.task("awk 'BEGIN { for (i = 0; i < 30000; i++) print \"line\", i }'; touch /local/done; exit 9")
+    done = Path(request.alloc_dir, "task", "local", "done")
+    Path(request.stdout_path).unlink()
+    os.mkfifo(request.stdout_path)
+    async with client(site) as go:
+        at = await launch(go, site)
+        handle = await start(go, request)
+        collector = os.open(request.stdout_path, os.O_RDONLY)
+        early = await asyncio.to_thread(read, collector, 100_000)
+        os.close(collector)
+        os.kill(int(str(at["pid"])), signal.SIGKILL)
+        await go.logged("plugin process exited")
+        await launch(go, site)
+        await go.call(DRIVER["RecoverTask"], driver_pb2.RecoverTaskRequest(handle=handle))
+        inspected = await go.call(DRIVER["InspectTask"], driver_pb2.InspectTaskRequest(task_id=request.id))
+        assert (inspected.task.state, done.exists()) == (task_pb2.RUNNING, False)
+        collector = os.open(request.stdout_path, os.O_RDONLY)
+        late = await asyncio.to_thread(read, collector, len(wanted))
+        os.close(collector)
+        assert early + late == wanted
+        assert await wait(go, request) == Exit(9)
+        assert done.exists()
+        await destroy(go, request)
+
+
+async def test_a_task_whose_log_nobody_reads_can_be_stopped(site: Site) -> None:
+    request = site.task("trap 'exit 5' TERM; while :; do echo line; done")
+    Path(request.stdout_path).unlink()
+    os.mkfifo(request.stdout_path)
+    async with client(site) as go:
+        await launch(go, site)
+        await start(go, request)
+        await go.call(DRIVER["StopTask"], driver_pb2.StopTaskRequest(task_id=request.id, timeout=codec.duration(0.2)))
+        assert (await wait(go, request)).code in {5, 137}
+        await destroy(go, request)
+
+
+async def test_tasks_at_once_keep_to_themselves(site: Site) -> None:
+    """Two wait for each, as in a restart; half end by themselves, half are stopped."""
+    async with client(site) as go:
+        await launch(go, site)
+        requests = [site.task(f"echo {number}; exit {number}" if number % 2 else "exec sleep 600") for number in range(8)]
+        await asyncio.gather(*(start(go, request) for request in requests))
+        waiting = asyncio.gather(*(wait(go, request) for request in requests for _ in range(2)))
+        stopped = [driver_pb2.StopTaskRequest(task_id=request.id, timeout=codec.duration(0)) for request in requests[::2]]
+        await asyncio.gather(*(go.call(DRIVER["StopTask"], request) for request in stopped))
+        assert [ended.code for ended in await waiting] == [code for number in range(8) for code in [number if number % 2 else 137] * 2]
+        logs = [Path(request.stdout_path).read_text() for request in requests]
+        assert logs == ["" if number % 2 == 0 else f"{number}\n" for number in range(8)]
+        await asyncio.gather(*(destroy(go, request) for request in requests))
