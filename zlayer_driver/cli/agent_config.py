@@ -30,7 +30,7 @@ def read(path: Path) -> AgentConfig:
         agent = _parsed(file)
         plugin_dir = str(agent.get("plugin_dir") or plugin_dir)
         for block in _labelled(agent.get("plugin"), PLUGIN):
-            found = _blocks(PluginConfig, _one(block.get("config")) or {})
+            found = fold(PluginConfig, _one(block.get("config")) or {})
     if found is None:
         raise ConfigError(f'{path} has no block plugin "{PLUGIN}"', hint="`zlayer-driver install` prints one")
     return AgentConfig(plugin_dir, found)
@@ -66,6 +66,15 @@ def parse_hcl(text: str) -> dict[str, Any]:
         raise ValueError(f"line {error.line}, column {error.column}: this is no HCL") from error
 
 
+def fold(model: type[Block], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A block's values with each inner block that comes at most once as a map, which HCL gives as a list of one."""
+    inner = single_blocks(model)
+    return {
+        key: fold(inner[key], found) if key in inner and isinstance(found := _one(value), Mapping) else value
+        for key, value in values.items()
+    }
+
+
 def _labelled(blocks: object, label: str) -> Iterator[Mapping[str, Any]]:
     """The bodies of blocks with a label, in the shapes that HCL and JSON give them."""
     for block in blocks if isinstance(blocks, list) else [blocks]:
@@ -75,12 +84,3 @@ def _labelled(blocks: object, label: str) -> Iterator[Mapping[str, Any]]:
 
 def _one(value: object) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _blocks(model: type[Block], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with each block that may come once as a map of its own."""
-    inner = single_blocks(model)
-    return {
-        key: _blocks(inner[key], found) if key in inner and isinstance(found := _one(value), Mapping) else value
-        for key, value in values.items()
-    }

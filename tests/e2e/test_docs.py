@@ -1,0 +1,131 @@
+"""What the pages tell people to type and to write into jobs, done: every command line, every job, every plugin block."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doubles.nomad import fake_nomad
+from tests.e2e.conftest import Registry, Site
+from tools import lab
+from zlayer_driver.cli.agent_config import fold, parse_hcl, read
+from zlayer_driver.config import PluginConfig, TaskConfig, parse
+from zlayer_driver.model import Exit, Resources, TaskRequest, TaskState
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/README.md")])
+IMAGE = "docker.io/library/busybox:1.36"
+ELSEWHERE = {
+    "apt-get": "the packages are those of tools/setup, which has run",
+    "python3": "this environment is one",
+    "/opt/zlayer/bin/pip": "this program is installed",
+    "make": "its targets run this test, or are run by hand",
+    "nomad": "an agent is needed, which no package registry has",
+    "systemctl": "likewise",
+}
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.needs("root", "linux", "runc", "conmon", "docker-registry", "skopeo", "busybox")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+
+BLOCKS = [Block(page.name, *found.groups()) for page in PAGES for found in FENCE.finditer(page.read_text(encoding="utf-8"))]
+AGENTS = [block for block in BLOCKS if block.language == "hcl" and re.search(r"^plugin ", block.text, re.MULTILINE)]
+JOBS = [block for block in BLOCKS if block.language == "hcl" and block not in AGENTS]
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page that begin with a prompt, less those that run elsewhere."""
+    lines = [line for block in BLOCKS if block.language == "console" and block.page == page for line in block.text.splitlines()]
+    return [line[2:] for line in lines if line.startswith("$ ") and line.split()[1] not in ELSEWHERE]
+
+
+@pytest.fixture
+def busybox(registry: Registry, tmp_path: Path) -> str:
+    """The registry that stands in for Docker's: it has the image that the pages speak of."""
+    lab.oci_layout(tmp_path / "layout", "1", [lab.busybox_layer()], {"Cmd": ["sh"], "Env": ["PATH=/bin"]})
+    lab.push(tmp_path / "layout", "1", f"{registry.address}/library/busybox:1.36")
+    return registry.address
+
+
+@pytest.fixture
+def environment(site: Site, busybox: str) -> Iterator[Mapping[str, str]]:
+    """A shell's, on a node whose agent is configured as the pages say; images come from `busybox`, and Nomad is a double."""
+    agent = site.directory / "nomad.d"
+    agent.mkdir()
+    config = f'state_dir = "{site.directory}/state"\n    registry_mirrors = {{ "docker.io" = "{busybox}" }}'
+    (agent / "zlayer.hcl").write_text(f'plugin "zlayer-driver" {{\n  config {{\n    {config}\n  }}\n}}\n')
+    with fake_nomad() as nomad:
+        path = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
+        yield {**os.environ, "PATH": path, "ZLAYER_CONFIG": str(agent), "NOMAD_ADDR": nomad.address}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if commands(block.page)}))
+def test_commands(page: str, environment: Mapping[str, str], site: Site) -> None:
+    places = {"/etc/nomad.d": f"{site.directory}/nomad.d", "/opt/nomad/plugins": f"{site.directory}/plugins"}
+    work = site.directory / "work"
+    work.mkdir()
+    for line in commands(page):
+        for written, here in places.items():
+            line = line.replace(written, here)  # noqa: PLW2901  # the same line, in this test's own directories
+        done = subprocess.run(
+            ["sh", "-c", line], env=environment, cwd=work, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, f"{page}: {line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("block", AGENTS, ids=lambda block: block.page)
+def test_plugin_blocks(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "agent.hcl").write_text(block.text)
+    parse(PluginConfig, read(tmp_path / "agent.hcl").config, what=block.page)
+
+
+@pytest.mark.parametrize("block", JOBS, ids=lambda block: block.page)
+async def test_jobs(block: Block, site: Site, busybox: str) -> None:
+    """Each task of each job, as Nomad would hand it over; a service is stopped once it runs."""
+    for job in _bodies(parse_hcl(block.text)["job"]):
+        for task in (task for group in _bodies(job["group"]) for task in _bodies(group["task"])):
+            config = fold(TaskConfig, task["config"][0])
+            parse(TaskConfig, config, what=block.page)
+            if "constraint" not in job:
+                await _run(site, busybox, _request(site, config, task), job.get("type", "service"))
+
+
+def _bodies(blocks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Of labelled blocks, what they hold."""
+    return (body for block in blocks for body in block.values())
+
+
+def _request(site: Site, config: Mapping[str, Any], task: Mapping[str, Any]) -> TaskRequest:
+    request = site.task("")
+    for template in task.get("template", []):
+        Path(request.alloc_dir, "task", template["destination"]).write_text(template["data"])
+    memory_mb = next((resources["memory"] for resources in task.get("resources", [])), 64)
+    return replace(request, config=config, resources=Resources(memory_bytes=memory_mb << 20, cpu_shares=100))
+
+
+async def _run(site: Site, registry: str, request: TaskRequest, kind: str) -> None:
+    async with site.plugin(registry_mirrors=[{"docker.io": registry}], allow_oci_runtimes=["runc"]) as host:
+        await host.start_task(request)
+        if kind == "service":
+            assert (await host.inspect_task(request.id)).state is TaskState.RUNNING
+            await host.stop_task(request.id, timeout_s=1)
+        else:
+            assert await host.wait_task(request.id) == Exit(0)
+        await host.destroy_task(request.id)
