@@ -71,7 +71,9 @@ def command_line(task: TaskSpec, image: ImageConfig) -> list[str]:
 def _check_length(text: str, what: str) -> None:
     """More is found out by a runtime only once the container is said to run."""
     if (size := len(os.fsencode(text))) > _LONGEST:
-        raise InvalidSpec(f"{what} has {size} bytes, and the kernel takes {_LONGEST} at most", hint="put it in a file, such as by a template")
+        raise InvalidSpec(
+            f"{what} has {size} bytes, and the kernel takes {_LONGEST} at most", hint="put it in a file, such as by a template"
+        )
 
 
 def hostname(task: TaskSpec, bundle: Bundle) -> str:
