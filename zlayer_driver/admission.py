@@ -15,6 +15,7 @@ from zlayer_driver import fastpath
 from zlayer_driver.config import PluginConfig, TaskConfig, parse
 from zlayer_driver.errors import ConfigError
 from zlayer_driver.grants import NO_NEW_PRIVILEGES, refusals
+from zlayer_driver.image.sources import is_file, is_local
 from zlayer_driver.model import (
     Auth,
     Device,
@@ -44,6 +45,7 @@ def admit(request: TaskRequest, operator: PluginConfig) -> TaskSpec:
         *_volumes(block, request, operator, faults),
         *_mounts(block, request, operator, faults),
     )
+    image, image_root = _image(block.image, request, operator, faults)
     network = _network(block, request.network, faults)
     resources = _resources(block, request.resources, faults)
     ulimits = _ulimits(block, faults)
@@ -52,7 +54,8 @@ def admit(request: TaskRequest, operator: PluginConfig) -> TaskSpec:
     return TaskSpec(
         id=request.id,
         name=request.name,
-        image=fastpath.canonical(block.image),
+        image=image,
+        image_root=image_root,
         service=request.group_name or request.job_name or request.name,
         runtime=block.runtime,
         labels=block.labels,
@@ -80,6 +83,23 @@ def admit(request: TaskRequest, operator: PluginConfig) -> TaskSpec:
         pull_timeout_s=operator.image_pull_timeout if block.image_pull_timeout is None else block.image_pull_timeout,
         auth=Auth(block.auth.username, block.auth.password) if block.auth else None,
     )
+
+
+def _image(text: str, request: TaskRequest, operator: PluginConfig, faults: list[str]) -> tuple[str, str]:
+    """The image, and the directory that it must lie in if it is a file, unless the operator lets tasks see the whole node.
+
+    Where it really lies is asked again when it is open: other tasks of the allocation may change links until then.
+    """
+    if not is_local(text):
+        return fastpath.canonical(text), ""
+    kind, _, rest = text.partition(":")
+    if not is_file(text):
+        faults.append(f"image: {text!r} is an engine's, which is for the command line: zlayer-driver pull")
+    elif not rest:
+        faults.append(f"image: {text!r} names no file")
+    elif not request.alloc_dir and not operator.allow_volumes:
+        faults.append(f"image: {text!r} lies outside the allocation, and the operator has not set allow_volumes")
+    return f"{kind}:{_task_dir(request) / rest}", "" if operator.allow_volumes else request.alloc_dir
 
 
 def _security(block: TaskConfig, request: TaskRequest) -> Security:

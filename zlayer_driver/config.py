@@ -299,7 +299,11 @@ class DeviceBlock(Block):
 class TaskConfig(Block):
     """``config { … }`` of a task with ``driver = "zlayer"``."""
 
-    image: str = Field(min_length=1, description="Image reference, such as docker.io/library/alpine:3.20")
+    image: str = Field(
+        min_length=1,
+        description="Image reference, such as docker.io/library/alpine:3.20, or a file below the task directory, such as "
+        "oci-archive:local/app.tar (also oci, docker-archive, tarball)",
+    )
     entrypoint: list[str] | None = Field(None, description="Replaces the image's entrypoint, and drops its command")
     command: str | None = Field(None, description="Replaces the image's command")
     args: list[str] = Field([], description="Arguments after the command; without a command they replace the image's")

@@ -20,6 +20,7 @@ from zlayer_driver.contract import CanStreamExec, CanUpdate
 from zlayer_driver.cores import SharedCores
 from zlayer_driver.errors import NotFound, TimedOut, Unsupported
 from zlayer_driver.host import cgroups, logs
+from zlayer_driver.image.sources import is_local
 from zlayer_driver.model import (
     OS,
     ExecResult,
@@ -240,9 +241,13 @@ class Driver:
 
         try:
             async with asyncio.timeout(spec.pull_timeout_s or None):
+                if is_local(spec.image):
+                    root = Path(spec.image_root) if spec.image_root else None
+                    return replace(spec, image=(await self.node.store.import_of_task(spec.image, root, report=report)).reference)
                 await self.node.composite.pull(spec.image, policy=spec.pull, auth=spec.auth, report=report)
         except TimeoutError:
             raise TimedOut(f"the pull of image {spec.image!r}", spec.pull_timeout_s) from None
+        return spec
 
     def _tell_fallback(self, spec: TaskSpec, failed: Target, taken: Target, error: Exception) -> None:
         message = f"Could not create the container on {failed} ({error}); {taken} takes it"

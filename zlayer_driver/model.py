@@ -170,6 +170,7 @@ class Ulimit:
 class TaskSpec:
     """One container to run. ``image`` is canonical where it parses, else the text as given.
 
+    An image that a task brings is a source such as ``oci-archive:/FILE``, and must lie in ``image_root`` if there is one.
     ``service`` names the workload in errors and placement. ``stdout_path`` and ``stderr_path`` are FIFOs, files or ``/dev/null``.
     ``entrypoint``/``command``/``args`` override the image's as Docker does: an entrypoint given drops the image's command too.
     """
@@ -177,6 +178,7 @@ class TaskSpec:
     id: str
     name: str
     image: str
+    image_root: str = ""
     service: str = ""
     runtime: Isolation | None = None
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def is_file(text: str) -> bool:
 async def open_source(text: str, limits: Limits, root: Path | None = None) -> AsyncIterator[Local]:
     """Opens ``KIND:PATH[:NAME]``; `ConfigError` for a kind that does not exist.
 
-    With a ``root``, relative paths start there, and only what lies in it is opened.
+    With a ``root``, only what lies in that directory is opened.
     """
     kind, _, rest = text.partition(":")
     if not is_local(text) or not rest:
@@ -81,7 +81,7 @@ def _of_engine(fd: int, asked: str, limits: Limits) -> Iterator[Local]:
 
 @contextmanager
 def _of_files(kind: str, rest: str, limits: Limits, root: Path | None) -> Iterator[Local]:
-    path, name = _split(rest if root is None else os.path.join(root, rest))  # noqa: PTH118 # what follows the path is none
+    path, name = _split(rest)
     opened, make = _KINDS[kind]
     with closing(opened(path, root, limits)) as files:
         yield make(files, path, name, limits)

@@ -22,7 +22,7 @@ from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
-from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest
+from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest, Source
 from zlayer_driver.image.waiting import in_thread
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
 from zlayer_driver.readings import Pruned
@@ -32,6 +32,7 @@ __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 _SETTLE_AFTER_S = 30.0
 _LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
+_OF_TASKS = "localhost/of-a-task"
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
 _Reports = list[Report]
 
@@ -99,9 +100,20 @@ class ImageStore:
         async with open_source(source, self._limits) as local:
             if not (reference or local.name):
                 raise ConfigError(f"{source} does not name its image", hint="give a reference for it")
-            name = fastpath.canonical(reference or local.name)
-            fastpath.parse(name)
-            await self._join((name, source), lambda tell: self._puller.pull(local, name, tell), report)
+            return await self._import(local, reference or local.name, source, report)
+
+    async def import_of_task(self, source: str, root: Path | None, *, report: Report | None = None) -> Image:
+        """An image that a task brings, from inside ``root``. Content names it: a name of the task's choice could be another image's."""
+        await self._sweep()
+        async with open_source(source, self._limits, root) as local:
+            with _translated(source):
+                manifest, _ = await local.root(self._limits)
+            return await self._import(local, f"{_OF_TASKS}@{digest_of(manifest)}", source, report)
+
+    async def _import(self, local: Source, reference: str, source: str, report: Report | None) -> Image:
+        name = fastpath.canonical(reference)
+        fastpath.parse(name)
+        await self._join((name, source), lambda tell: self._puller.pull(local, name, tell), report)
         return self.get(name)
 
     def get(self, image: str) -> Image:
