@@ -12,7 +12,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from zlayer_driver.config import Transport
-from zlayer_driver.host import netns, wireguard
+from zlayer_driver.host import netns
+from zlayer_driver.host.wireguard import Userspace
 from zlayer_driver.overlay.overlay import STATE, Overlay
 from zlayer_driver.overlay.plan import PORTS, Peer, Plan, Subnets
 
@@ -97,7 +98,7 @@ class Host:
 
     def crash(self) -> None:
         """The node is gone, with all that it had."""
-        wireguard.stop(self.plan().device)
+        Userspace(self.plan().device).remove()
         for path in self.root.glob(f"c{self.number}-*"):
             netns.remove(path)
         if self.namespace.exists():

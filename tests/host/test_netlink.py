@@ -43,6 +43,14 @@ async def test_the_first_failure_of_a_batch_is_told_and_the_rest_is_done(worker:
     assert (failure.errno, up) == (errno.ENODEV, True)
 
 
+async def test_thousands_of_messages_may_be_sent_at_once(worker: netns.Worker) -> None:
+    def work() -> None:
+        with Socket() as sock:
+            sock.send(Batch.join([messages.link_up(1)] * 5000))
+
+    await worker.run(work)
+
+
 async def test_the_kernels_own_reason_is_told(worker: netns.Worker) -> None:
     def work() -> None:
         with Socket() as sock:

@@ -14,7 +14,7 @@ import pytest
 from tests.host.overlay_lab import Host, Lab, lab, run
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import NotFound
-from zlayer_driver.host import wireguard
+from zlayer_driver.host.wireguard import PeerChange, Userspace
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.inspection import Hop, Inspector, look
 
@@ -92,13 +92,9 @@ async def test_a_wireguard_peer_without_a_handshake_is_named(tmp_path: Path) -> 
     async with lab(tmp_path, Transport.WIREGUARD) as made:
         one, two = await pair(made)
         await look(lambda seen: list(seen.check()), two.state_dir, netns_path=str(two.namespace))
-        wireguard.stop(two.plan().device)
-        wireguard.configure(one.plan().device, [f"public_key={_key_of(two)}", "remove=true"])
+        Userspace(two.plan().device).remove()
+        Userspace(one.plan().device).configure([PeerChange(keys.load(two.state_dir / "wireguard.key").public, remove=True)])
         assert [hop.hop for hop in await check(one) if not hop.ok] == ["peer"]
-
-
-def _key_of(host: Host) -> str:
-    return keys.raw(keys.load(host.state_dir / "wireguard.key").public).hex()
 
 
 async def test_the_command_line_shows_it(nodes: tuple[Lab, Nodes]) -> None:

@@ -16,9 +16,7 @@ _PAYLOAD = b"zlayer-driver overlay check"
 
 def echo(address: IPv4Address | IPv6Address, *, source: IPv4Address | IPv6Address | None = None, timeout_s: float) -> float | None:
     """Seconds until the answer came, ``None`` if none did; from the calling thread's network namespace. `OSError` if it cannot be sent."""
-    family, protocol = (
-        (socket.AF_INET, socket.IPPROTO_ICMP) if address.version == 4 else (socket.AF_INET6, socket.getprotobyname("ipv6-icmp"))
-    )
+    family, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if address.version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
     identifier = int.from_bytes(os.urandom(2), "big")
     with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
         if source:

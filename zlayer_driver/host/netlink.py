@@ -22,6 +22,8 @@ _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12  # short acks, acks with the kernel's r
 _CAPPED = 0x100
 _REASON = 1  # NLMSGERR_ATTR_MSG
 _BUFFER = 1 << 16
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_ROOM = 16 << 20  # for the acks of some ten thousand messages, which the kernel drops where they do not fit; taken only as they come
 NETFILTER, GENERIC = 12, 16  # further families of sockets
 
 
@@ -75,6 +77,8 @@ class Socket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _ROOM)
         self._socket.bind((0, 0))
 
     def __enter__(self) -> Self:
@@ -116,8 +120,10 @@ class Socket:
         for kind, payload in self._messages():
             if kind == _DONE:
                 break
-            if kind == _ERROR and (failure := _failure(payload, batch.names[0])):
-                raise failure
+            if kind == _ERROR:
+                if failure := _failure(payload, batch.names[0]):
+                    raise failure
+                break  # the ack of a request that is answered without a dump
             found.append(payload)
         return found
 

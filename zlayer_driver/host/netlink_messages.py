@@ -58,14 +58,16 @@ def encode(form: Any, kind: int, flags: int, what: str, fields: Mapping[str, int
     return Batch(bytes(message.data), (what,))
 
 
+def decode(form: Any, payload: bytes) -> Any:
+    """An answer by pyroute2's class for it, which decodes from a whole message: the payload gets a header of its own again."""
+    message = form((16 + len(payload)).to_bytes(4, "little") + bytes(12) + payload)
+    message.decode()
+    return message
+
+
 def _read(sock: Socket, kind: int, what: str, fields: Mapping[str, int], attributes: Attributes = ()) -> list[Any]:
-    """Decoded answers. pyroute2 decodes from a whole message, so each gets a header of its own again."""
-    found = []
-    for payload in sock.dump(_message(kind + 2, _DUMP, what, fields, attributes)):
-        message = _classes()[kind]((16 + len(payload)).to_bytes(4, "little") + bytes(12) + payload)
-        message.decode()
-        found.append(message)
-    return found
+    answers = sock.dump(_message(kind + 2, _DUMP, what, fields, attributes))
+    return [decode(_classes()[kind], payload) for payload in answers]
 
 
 # Links.
@@ -130,6 +132,11 @@ def vxlan(name: str, *, vni: int, local: Address, port: int, underlay: int, mtu:
     ]
     attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac), _nested("vxlan", data)]
     return _message(_LINK, _ACK | _CREATE | _EXCL, f"make the VXLAN device {name}", {}, attributes)
+
+
+def wireguard(name: str) -> Batch:
+    attributes = [("IFLA_IFNAME", name), _nested("wireguard")]
+    return _message(_LINK, _ACK | _CREATE | _EXCL, f"make the WireGuard device {name}", {}, attributes)
 
 
 def link_up(index: int, *, mtu: int = 0) -> Batch:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from zlayer_driver.host.netlink import NETFILTER, Batch, Socket
-from zlayer_driver.host.netlink_messages import Attributes, encode
+from zlayer_driver.host.netlink_messages import Attributes, decode, encode
 
 IPV4, IPV6 = 2, 10  # NFPROTO_…
 TCP, UDP = 6, 17
@@ -138,15 +138,9 @@ def read_elements(table: str, name: str) -> dict[bytes, bytes]:
             return {}
         raise
     for payload in answers:
-        for entry in _decoded(payload).get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
+        for entry in decode(_classes()[_ELEMENT], payload).get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
             found[_value(entry, "NFTA_SET_ELEM_KEY")] = _value(entry, "NFTA_SET_ELEM_DATA")
     return found
-
-
-def _decoded(payload: bytes) -> Any:
-    message = _classes()[_ELEMENT]((16 + len(payload)).to_bytes(4, "little") + bytes(12) + payload)
-    message.decode()
-    return message
 
 
 def _data(value: bytes) -> dict[str, Attributes]:

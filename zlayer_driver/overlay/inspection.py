@@ -11,12 +11,13 @@ from typing import TypeVar
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import NotFound
 from zlayer_driver.host import netlink_messages as messages
-from zlayer_driver.host import netns, wireguard
+from zlayer_driver.host import netns
 from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.netlink import Socket
 from zlayer_driver.host.netlink_messages import Link
-from zlayer_driver.overlay import keys, leases
+from zlayer_driver.overlay import leases
 from zlayer_driver.overlay.plan import PLAN_FILE, Address, Peer, Plan
+from zlayer_driver.overlay.tunnel import device_of
 
 T = TypeVar("T")
 
@@ -57,7 +58,8 @@ class Inspector:
             self._near = messages.neighbours(sock, device.index) if device else {}
             vxlan = device if plan.transport is Transport.VXLAN else None
             self._far = messages.forwardings(sock, vxlan.index) if vxlan else {}
-        self._sessions = wireguard.state(plan.device).peers if device and plan.transport is Transport.WIREGUARD else {}
+        tunnel = device_of(device.name, device.kind) if device and plan.transport is Transport.WIREGUARD else None
+        self._sessions = tunnel.state().peers if tunnel else {}
 
     def status(self) -> dict[str, object]:
         """The node's part, as one record."""
@@ -121,7 +123,7 @@ class Inspector:
             leads = self._far.get(peer.mac, "nowhere")
             yield Hop(peer.name, "forwarding entry", leads == str(peer.endpoint), f"{peer.mac} is at {leads}")
         else:
-            session = self._sessions.get(keys.raw(peer.public_key).hex())
+            session = self._sessions.get(peer.public_key)
             yield Hop(peer.name, "peer", session is not None, _OK if session else "its key is not known to the device")
 
     def _way_to(self, peer: Peer) -> Iterator[Hop]:
@@ -133,7 +135,7 @@ class Inspector:
             yield self._answers(peer, f"overlay IPv{far.version}", far, own)
 
     def _handshake(self, peer: Peer) -> Hop:
-        age_s = int(time.time()) - self._sessions[keys.raw(peer.public_key).hex()].handshake_s
+        age_s = int(time.time()) - self._sessions[peer.public_key].handshake_s
         fresh = age_s < _STALE_S
         return Hop(peer.name, "handshake", fresh, f"{age_s} s ago" if fresh else "none lately: are both keys right, and the port open?")
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from zlayer_driver.host import wireguard
+from zlayer_driver.host.wireguard import Device, PeerChange, PeerState, Userspace, endpoint_text
+from zlayer_driver.host.wireguard_kernel import KIND, Kernel
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan
 
 _KEEPALIVE_S = 25
+
+
+def device_of(name: str, kind: str) -> Device:
+    """What speaks to the device of a link of this kind."""
+    return Kernel(name) if kind == KIND else Userspace(name)
+
+
+def _best(name: str) -> Device:
+    """The userspace device that an earlier process left, else the kernel's, else a userspace one."""
+    userspace, kernel = Userspace(name), Kernel(name)
+    if not userspace.runs() and kernel.ensure():
+        return kernel
+    userspace.ensure()
+    return userspace
 
 
 class WireGuard:
@@ -21,51 +36,57 @@ class WireGuard:
         self._port = plan.port
         self._own = plan.subnets.v4
         self._key_path = key_path
+        self._device: Device = Userspace(plan.device)
         self.public_key = ""
 
     def ensure(self) -> None:
         pair = keys.load(self._key_path)
         self.public_key = pair.public
-        wireguard.start(self._name)
-        found = wireguard.state(self._name)
+        self._device = _best(self._name)
+        found = self._device.state()
         if not found.has_key or found.listen_port != self._port:
-            wireguard.configure(self._name, [f"private_key={keys.raw(pair.private).hex()}", f"listen_port={self._port}"])
+            self._device.configure(private_key=pair.private, listen_port=self._port)
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """Guests are told from peers by their subnets: a guest's is one address of this node's own."""
-        present = wireguard.state(self._name).peers
-        wanted = {keys.raw(peer.public_key).hex(): peer for peer in peers}
-        lines = [line for key, peer in wanted.items() for line in _peer_changes(key, peer, present.get(key))]
-        for key, found in present.items():
-            if key not in wanted and not self._is_guest(found):
-                lines += [f"public_key={key}", "remove=true"]
-        if lines:
-            wireguard.configure(self._name, lines)
+        present = self._device.state().peers
+        wanted = {peer.public_key: _settings(peer) for peer in peers}
+        changes = [change for key, change in wanted.items() if not _is_set(change, present.get(key))]
+        changes += [PeerChange(key, remove=True) for key, found in present.items() if key not in wanted and not self._is_guest(found)]
+        if changes:
+            self._device.configure(changes)
 
-    def _is_guest(self, found: wireguard.PeerState) -> bool:
+    def _is_guest(self, found: PeerState) -> bool:
         return any(ip_network(allowed).network_address in self._own for allowed in found.allowed)
 
     def set_guest(self, guest: Guest) -> None:
         """Lets a guest in, from wherever it calls; whoever had its address is out."""
         self.drop_guest(guest.address)
-        wireguard.configure(self._name, [f"public_key={keys.raw(guest.public_key).hex()}", f"allowed_ip={guest.address}/32"])
+        keys.raw(guest.public_key)
+        self._device.configure([PeerChange(guest.public_key, (f"{guest.address}/32",))])
 
     def drop_guest(self, address: Address) -> None:
-        for key, found in wireguard.state(self._name).peers.items():
-            if f"{address}/32" in found.allowed:
-                wireguard.configure(self._name, [f"public_key={key}", "remove=true"])
+        gone = [PeerChange(key, remove=True) for key, found in self._device.state().peers.items() if f"{address}/32" in found.allowed]
+        if gone:
+            self._device.configure(gone)
 
     def stop(self) -> None:
-        wireguard.stop(self._name)
+        self._device.remove()
 
 
-def _peer_changes(key: str, peer: Peer, present: wireguard.PeerState | None) -> Iterator[str]:
-    host = f"[{peer.endpoint}]" if peer.endpoint.version == 6 else str(peer.endpoint)
-    endpoint, allowed = f"{host}:{peer.port}", [str(subnet) for subnet in peer.subnets.each()]
-    if present and present.endpoint == endpoint and present.allowed == frozenset(allowed):
-        return
-    yield f"public_key={key}"
-    yield f"endpoint={endpoint}"
-    yield f"persistent_keepalive_interval={_KEEPALIVE_S}"
-    yield "replace_allowed_ips=true"
-    yield from (f"allowed_ip={subnet}" for subnet in allowed)
+def _settings(peer: Peer) -> PeerChange:
+    keys.raw(peer.public_key)  # whose error says what is wrong with a key
+    allowed = tuple(str(subnet) for subnet in peer.subnets.each())
+    return PeerChange(peer.public_key, allowed, (str(peer.endpoint), peer.port), _KEEPALIVE_S)
+
+
+def _is_set(wanted: PeerChange, present: PeerState | None) -> bool:
+    return (
+        present is not None
+        and wanted.endpoint is not None
+        and (present.endpoint, present.allowed)
+        == (
+            endpoint_text(*wanted.endpoint),
+            frozenset(wanted.allowed),
+        )
+    )
