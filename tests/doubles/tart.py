@@ -1,7 +1,8 @@
 #!/usr/bin/python3 -IS
 """A double of tart 2.32; what runs in a machine runs on this system, with the machine's own home directory.
 
-Images are files of ``$DOUBLES/images``. With ``$DOUBLES/full``, no machine starts.
+Images are files of ``$DOUBLES/images``. With ``$DOUBLES/full``, no machine starts; with a FIFO
+``$DOUBLES/boots-for-ever``, which tells its reader when it does, none is ever up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/tart.py"))
@@ -95,6 +97,9 @@ def run(argv: list[str]) -> None:
     shares = dict(map(share, found["--dir"]))
     if load("full", None):
         fail("The number of VMs exceeds the system limit")
+    with suppress(FileNotFoundError):
+        os.close(os.open(f"{HOME}/boots-for-ever", os.O_WRONLY))
+        signal.pause()
     save(f"tart-{name}", machine | {"shares": shares, "audio": "--no-audio" not in found, "clipboard": "--no-clipboard" not in found})
     os.makedirs(f"{HOME}/guest-{name}", exist_ok=True)  # noqa: PTH103 # pathlib costs half of a double's start
     save(f"run-{name}", os.getpid())

@@ -24,7 +24,7 @@ from zlayer_driver.backends import tool_job
 from zlayer_driver.backends.supervised.bundle import Bundle, container_id
 from zlayer_driver.backends.tool_exec import ToolExec, execute, stream
 from zlayer_driver.backends.tool_job import Command, Job
-from zlayer_driver.errors import CreateFailed, DriverError, InternalError, NotFound, Unsupported
+from zlayer_driver.errors import CreateFailed, DriverError, InternalError, NotFound, TimedOut, Unsupported
 from zlayer_driver.host import signals
 from zlayer_driver.host.processes import Completed, capture
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, TaskSpec, TaskState
@@ -161,7 +161,8 @@ class ToolBackend(ABC):
             return
         if job.ended:
             return
-        await self._send(job, number or signals.number(job.doc["stop_signal"]))
+        with suppress(InternalError, TimedOut):  # a container that cannot be asked is killed
+            await self._send(job, number or signals.number(job.doc["stop_signal"]))
         if not await ended_within(job, timeout_s):
             await self._kill(job)
 

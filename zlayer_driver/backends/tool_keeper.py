@@ -76,14 +76,14 @@ class Keeper:
 
     def _start_machine(self) -> None:
         with Path("machine.log").open("ab") as log:
-            self._machine = _spawn({**self._job, "argv": self._job["machine"]}, output=log.fileno())
-            ready = _spawn({**self._job, "argv": self._job["ready"]}, output=log.fileno())
+            self._machine = _spawn({**self._job, "argv": self._job["machine"]}, stdout=log.fileno(), stderr=log.fileno())
+            ready = _spawn({**self._job, "argv": self._job["ready"]}, stdout=subprocess.DEVNULL, stderr=log.fileno())
         while ready.poll() is None and self._machine.poll() is None and not self._killed:
             self._killed = signal.SIGKILL in self._hear()
         if ready.poll() != 0 or self._machine.poll() is not None:
             _kill(ready)
             self._end_machine()
-            raise Failed(_last_words() or "its machine ended while it booted")
+            raise Failed(f"its machine did not boot{_last_words()}")
 
     def stay(self, child: Process) -> Job:
         """How it ended."""
@@ -118,7 +118,7 @@ class Keeper:
         if self._killed and status < 0:
             return {"code": 128 + signal.SIGKILL, "signal": int(signal.SIGKILL), "lost": ""}
         if lost_machine or (self._job["client"] and status < 0):
-            reason = f"its machine ended first: {_last_words()}" if lost_machine else f"{self._job['argv'][0]} died of signal {-status}"
+            reason = f"its machine ended before it{_last_words()}" if lost_machine else f"{self._job['argv'][0]} died of signal {-status}"
             return {"code": _UNKNOWN_CODE, "signal": 0, "lost": reason}
         code = 128 - status if status < 0 else status
         return {"code": code, "signal": code - 128 if 0 < code - 128 <= _LAST_SIGNAL else 0, "lost": ""}
@@ -129,14 +129,14 @@ def _open_fifo(name: str) -> tuple[int, int]:
     return reader, os.open(name, os.O_WRONLY)
 
 
-def _spawn(job: Job, *, stdin: str = os.devnull, output: int | None = None) -> Process:
+def _spawn(job: Job, *, stdin: str = os.devnull, stdout: int | None = None, stderr: int | None = None) -> Process:
     try:
         with Path(stdin).open("rb") as given:
             return subprocess.Popen(
                 job["argv"],
                 stdin=given,
-                stdout=output,
-                stderr=output,
+                stdout=stdout,
+                stderr=stderr,
                 env=job["env"],
                 cwd=job["cwd"],
                 user=job["user"],
@@ -159,7 +159,8 @@ def _last_words() -> str:
         lines = Path("machine.log").read_text("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return ""
-    return " | ".join([line.strip() for line in lines if line.strip()][-_LAST_WORDS:])
+    said = " | ".join([line.strip() for line in lines if line.strip()][-_LAST_WORDS:])
+    return f": {said}" if said else ""
 
 
 def _stay(directory: str, outcome: int) -> NoReturn:

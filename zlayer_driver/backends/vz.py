@@ -18,13 +18,14 @@ sees to them (`vz_guest`). Shares appear below «/Volumes/My Shared Files», and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL, Signals
 
 from zlayer_driver.backends import Context, vz_guest
 from zlayer_driver.backends.supervised.bundle import Bundle
-from zlayer_driver.backends.tool import Interactive, Tool, ended_within
+from zlayer_driver.backends.tool import Interactive, Tool, ended_within, said
 from zlayer_driver.backends.tool_exec import ToolExec
 from zlayer_driver.backends.tool_job import Command, Job
 from zlayer_driver.backends.tool_spec import cpus, moved, refuse_all_but
@@ -97,15 +98,16 @@ class VzBackend(TartImages, Interactive):
     async def _send(self, job: Job, number: int) -> None:
         """A guest that hangs takes no signal, and must not hold up who sends it."""
         argv = vz_guest.signalling(Signals(number).name.removeprefix("SIG"))
-        try:
-            await self._tool.run("exec", self._name_of(job.bundle), *argv, timeout_s=_SIGNAL_TIMEOUT_S)
-        except TimedOut:
-            return
+        done = await self._tool.run("exec", self._name_of(job.bundle), *argv, timeout_s=_SIGNAL_TIMEOUT_S)
+        if done.status != 0 and not job.ended:
+            raise InternalError(f"the guest of {job.bundle.id!r} cannot pass signal {number} on: {said(done)}")
 
     async def _kill(self, job: Job) -> None:
-        await self._send(job, SIGKILL)
-        if not await ended_within(job, _SIGNAL_TIMEOUT_S):
-            await job.kill()
+        with suppress(InternalError, TimedOut):
+            await self._send(job, SIGKILL)
+            if await ended_within(job, _SIGNAL_TIMEOUT_S):
+                return
+        await job.kill()
 
     def _exec(self, job: Job, argv: Sequence[str], told: ExecOptions, *, tty: bool, stdin: bool) -> ToolExec:
         flags = [*(("-i",) if stdin else ()), *(("-t",) if tty else ())]

@@ -54,7 +54,7 @@ def entering(argv: Sequence[str], told: ExecOptions) -> list[str]:
 
 def signalling(name: str) -> list[str]:
     """A command that sends a signal to the container's process, once there is one."""
-    return [SHELL, "-c", f'until [ -s {_PID} ]; do sleep 0.1; done; as="$(cat {_AS})"; ${{as:+sudo -n}} kill -s {name} "$(cat {_PID})"']
+    return [SHELL, "-c", f'until [ -s {_PID} ]; do sleep 0.1; done; as="$(cat {_AS})"; ${{as:+sudo -n --}} kill -s {name} "$(cat {_PID})"']
 
 
 def _entered(become: str, before: str, argv: Sequence[str]) -> str:
