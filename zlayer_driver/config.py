@@ -222,6 +222,9 @@ class PluginConfig(Block):
         "", description="OCI runtime to use: a name or an absolute path; empty: the first of crun, runc, youki that works here"
     )
     primary: str = Field("", description="Backend behind target primary: podman, docker or one of a package; empty: this node's own")
+    delegate: str = Field("", description="Backend of a package behind target delegate; empty: this node's own")
+    vz: str = Field("", description="Backend of a package behind target vz; empty: this node's own")
+    vz_linux: str = Field("", description="Backend of a package behind target vz_linux; empty: this node's own")
     engine_socket: OptionalPath = Field(
         "", description="Socket of the Podman or Docker engine; empty: /run/podman/podman.sock or /var/run/docker.sock"
     )

@@ -386,6 +386,7 @@ ABILITIES: Final[frozenset[type]] = frozenset(
     item for item in vars().copy().values() if Protocol in getattr(item, "__bases__", ()) and item not in {Backend, SecretsProvider}
 )
 _MEMBERS: Final = {protocol: tuple(name for name in vars(protocol) if not name.startswith("_")) for protocol in {*ABILITIES, Backend}}
+VERBS: Final = _MEMBERS[Backend]
 _DECLARED_IN: Final = {vars(protocol)[name]: protocol for protocol, names in _MEMBERS.items() for name in names}
 
 

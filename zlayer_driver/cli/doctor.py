@@ -73,6 +73,8 @@ def _checks(config: PluginConfig, agent: AgentConfig | None) -> Iterator[tuple[s
         yield "plugin directory", _plugin_dir(agent.plugin_dir)
     for name in config.allow_oci_runtimes:
         yield f"allow_oci_runtimes {name}", "" if shutil.which(name) else "is not on the PATH: install it, or take it from the list"
+    for name, fault in backends.faults().items():
+        yield f"backend {name}", fault
     for target in config.fallback:
         yield f"fallback {target}", backends.absence(target, config) if target is not Target.PRIMARY else ""
     for path in config.caches:

@@ -1,0 +1,26 @@
+"""The engine backend keeps the contract with a real ``podman system service``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.engine_subject import EngineCases
+from tests.contract.test_oci import busybox, pulled
+from tests.host import engine_lab
+from zlayer_driver.backends.engine_api import PODMAN
+
+pytestmark = pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry")
+
+__all__ = ["busybox", "pulled"]  # fixtures of the OCI backend's suite: the images are the same
+
+
+@pytest.fixture(scope="module")
+def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with engine_lab.podman(tmp_path_factory.mktemp("podman")) as served:
+        yield served
+
+
+class TestPodman(EngineCases):
+    engine = PODMAN
