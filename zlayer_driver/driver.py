@@ -99,6 +99,7 @@ class Driver:
         Only an agent listens. It asks for all its tasks again as soon as it is there, so a container that nobody has asked for after it
         has listened for ``orphan_grace`` is an orphan. Without an agent, as in a command of the CLI, none is ever removed.
         """
+        await self.node.pin_images()
         last, known, grace_s = None, dict[str, object](), self.config.orphan_grace
         patient_until = time.monotonic() + grace_s
         while not self._closing.is_set():

@@ -91,6 +91,13 @@ class Node:
         if self.config.image_gc_delay and self._collector is None:
             self._collector = asyncio.create_task(self._collect_images(self.config.image_gc_delay))
 
+    async def pin_images(self) -> None:
+        """Has the images that the operator keeps stay whoever prunes this state directory."""
+        try:
+            await asyncio.to_thread(self.store.pin, self.config.image_gc_keep)
+        except OSError as error:
+            _log.warning("people's prune commands do not know image_gc_keep: %s", error)
+
     async def _collect_images(self, delay_s: float) -> None:
         while True:
             await asyncio.sleep(min(delay_s / 4, _LONGEST_COLLECTION_PAUSE_S))

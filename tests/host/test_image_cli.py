@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tests.doubles.images import archive, directory, image, member
 from zlayer_driver.cli.commands import cli
 from zlayer_driver.config import PluginConfig, parse
+from zlayer_driver.driver import Driver
 from zlayer_driver.host import mounts
 from zlayer_driver.node import Node
 
@@ -89,6 +90,21 @@ def test_prune_takes_what_is_not_mounted(invoke: Invoke, layouts: dict[str, str]
     assert files(place) == {"d", "d/old", "f"}
     invoke("umount", place)
     assert invoke("prune")["removed"] == ["localhost/one:latest"]
+
+
+async def test_prune_leaves_what_the_agents_config_keeps(invoke: Invoke, layouts: dict[str, str], tmp_path: Path) -> None:
+    """The command line has no config here; what it may not remove it finds in the state directory."""
+    driver = Driver()
+    await driver.set_config(
+        parse(PluginConfig, {"state_dir": str(tmp_path / "state"), "image_gc_keep": ["localhost/two"]}, what=""), validate_only=False
+    )
+    for layout in layouts.values():
+        await driver.node.store.import_archive(layout)
+    told = driver.fingerprints()
+    await anext(told)
+    await driver.shutdown()
+    assert await anext(told, None) is None
+    assert (await asyncio.to_thread(invoke, "prune"))["removed"] == ["localhost/one:latest"]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("one", {"d", "d/old", "f"}), ("two", {"d", "d/new", "f"})])

@@ -23,6 +23,9 @@ class OneNode:
         self.sweeps.append(orphans_after_s)
         self.driver._closing.set()
 
+    async def pin_images(self) -> None:
+        """Of no matter here."""
+
     async def fingerprint(self) -> Fingerprint:
         self.probes += 1
         if self.probes == 3:

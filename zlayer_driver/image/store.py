@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Collection, Iterator
+import os
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class ImageStore:
         allow_devices: bool = False,
     ) -> None:
         self.cache_path = root / "blobs.sqlite"
+        self._pins = root / "pinned"  # one reference a line
         self._limits = limits or Limits()
         self._layers = LayerStore(root)
         self._cache = ImageCache(self.cache_path)
@@ -164,10 +166,23 @@ class ImageStore:
         return await asyncio.to_thread(self._layers.collect, self._needed, min_age_s=min_age_s)
 
     async def remove_unused(self, *, idle_s: float = 0.0, keep: Collection[str] = ()) -> Pruned:
-        """Deletes images that nothing runs from and that nobody has asked for in ``idle_s``, but none of ``keep``, and layers as `prune`."""
+        """Deletes images that nothing runs from and that nobody has asked for in ``idle_s``, and layers as `prune`.
+
+        What is pinned stays, and for this call so does what is in ``keep``.
+        """
         self._open()
-        gone = await asyncio.to_thread(self._remove_unused, idle_s, {fastpath.canonical(image) for image in keep})
+        gone = await asyncio.to_thread(self._remove_unused, idle_s, {fastpath.canonical(image) for image in (*keep, *self._pinned())})
         return Pruned(gone, (await self.prune()).reclaimed_bytes)
+
+    def pin(self, images: Collection[str]) -> None:
+        """Keeps these images, and none that were pinned before, from `remove_unused`, also in processes that do not know the operator's config."""
+        self._open()
+        fresh = self._pins.with_suffix(f".{os.getpid()}")
+        fresh.write_text("".join(f"{image}\n" for image in images))
+        fresh.rename(self._pins)
+
+    def _pinned(self) -> Sequence[str]:
+        return self._pins.read_text().splitlines() if self._pins.exists() else ()
 
     async def tag(self, source: str, target: str) -> Image:
         """Gives an image a further reference."""
