@@ -6,38 +6,29 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-
-@dataclass(frozen=True)
-class Ratio:
-    name: str
-    ours_s: float
-    peer_s: float
-    limit: float | None
-    peer: str
-    worst_s: tuple[float, float] | None = None  # the 99th percentiles, of runs that are long enough to have one
-
-    @property
-    def value(self) -> float:
-        return self.ours_s / self.peer_s
-
+from benchmarks.report import Ratio, write
 
 _FOR_P99 = 200
+_SIZES = {"count": "keys", "threads": "threads", "jobs": "jobs", "nodes": "nodes"}  # parameters that make curves
 _RATIOS = pytest.StashKey[list[Ratio]]()
 
 
 class Versus:
     """``versus(ours, peer, …)`` runs the peer before each round of ours. Medians count; the limit is shown, never enforced."""
 
-    def __init__(self, benchmark: BenchmarkFixture, ratios: list[Ratio], name: str) -> None:
+    def __init__(self, benchmark: BenchmarkFixture, ratios: list[Ratio], item: pytest.Function) -> None:
         self._benchmark = benchmark
         self._ratios = ratios
-        self._name = name
+        self._name = item.name
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        self._size = next(((_SIZES[key], int(str(value))) for key, value in params.items() if key in _SIZES), None)
+        others = [getattr(value, "__name__", str(value)).rpartition(".")[2] for key, value in params.items() if key not in _SIZES]
+        self._curve = "-".join([item.originalname.removeprefix("test_"), *others])
 
     def __call__(
         self,
@@ -63,7 +54,7 @@ class Versus:
 
         self._benchmark.pedantic(round_, setup=before, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]  # the package has no types here
         worst = (_p99(own[1:]), _p99(peers[1:])) if rounds >= _FOR_P99 else None
-        ratio = Ratio(self._name, statistics.median(own[1:]), statistics.median(peers[1:]), limit, against, worst)
+        ratio = Ratio(self._name, statistics.median(own[1:]), statistics.median(peers[1:]), limit, against, worst, self._curve, self._size)
         self._benchmark.extra_info.update(
             {"peer": against, "peer_median_s": ratio.peer_s, "ours_median_s": ratio.ours_s, "ratio": ratio.value, "limit": limit}
         )
@@ -87,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def versus(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Versus:
-    return Versus(benchmark, request.config.stash[_RATIOS], request.node.name)
+    return Versus(benchmark, request.config.stash[_RATIOS], request.node)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -101,6 +92,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"{ratio.name:44} {_unit(ratio.ours_s):>10} / {_unit(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}{worst}  ({ratio.peer})"
         )
+
+    for path in write(ratios):
+        terminalreporter.write_line(f"wrote {path}")
 
 
 def _unit(seconds: float) -> str:
