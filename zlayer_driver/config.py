@@ -334,9 +334,7 @@ class TaskConfig(Block):
     shm_size: Size = Field(64 << 20, gt=0, description="Size of /dev/shm")
     ulimit: StringMap = Field({}, description='Limits of setrlimit(2) by name, as "soft:hard" or one number for both; "-1" is unlimited')
     sysctl: StringMap = Field({}, description="Kernel settings of the container's own ipc and network namespaces")
-    init: bool = Field(
-        default=False, description="Run an init as process 1 that reaps children and passes signals on (the node's catatonit)"
-    )
+    init: bool = Field(default=False, description="Run an init as process 1 that reaps children and passes signals on")
     group_add: list[str] = Field([], description="Further groups of the user, by name or number")
     pid_mode: HostMode = Field("", description='"host" shares the node\'s pid namespace, if the operator allows it')
     ipc_mode: HostMode = Field("", description='"host" shares the node\'s ipc namespace, if the operator allows it')

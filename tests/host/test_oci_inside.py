@@ -241,21 +241,33 @@ async def test_nothing_of_a_task_in_the_nodes_pid_namespace_stays(root: Path, im
     await oci.destroy(task)
 
 
-@pytest.mark.needs("catatonit")
-async def test_an_init_reaps_and_passes_the_exit_code_on(root: Path, images: OneImage) -> None:
-    script = "cat /proc/1/cmdline; (true & exec true); ls -d /.* /dev/init; exit 0"
+async def test_an_init_reaps_and_ends_as_the_command(root: Path, images: OneImage) -> None:
+    script = "cat /proc/1/cmdline; left=$(sh -c 'sleep 0 & echo $!'); while test -d /proc/$left; do :; done; ls -d /.* /dev/init"
     told = await said(root, images, shell("one", script, init=True, security=Security(readonly_rootfs=True)))
     assert told[0].startswith("/dev/init\0--\0/bin/sh\0")
     assert told[-1] == "/dev/init"
     oci = backend(root, images)
-    task = handle("two", await oci.start(shell("two", "exit 7", init=True)))
-    assert await oci.wait(task) == Exit(7)
+    for command, code in (("exit 7", 7), ("kill -KILL $$", 137), ("exec /no/such", 127)):
+        task = handle("two", await oci.start(shell("two", command, init=True)))
+        assert (await oci.wait(task)).code == code
+        await oci.destroy(task)
+
+
+async def test_an_init_passes_signals_on(root: Path, images: OneImage, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    oci = backend(root, images)
+    script = "trap 'exit 3' USR1; echo ready; while :; do sleep 1000 & wait $!; done"
+    task = handle("one", await oci.start(shell("one", script, init=True, stdout_path=str(tmp_path / "out"))))
+    with (tmp_path / "out").open() as out:
+        assert out.readline() == "ready\n"
+    await oci.stop(task, timeout_s=30, signal="USR1")
+    assert await oci.wait(task) == Exit(3)
     await oci.destroy(task)
 
 
-async def test_an_init_that_the_node_lacks(root: Path, images: OneImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zlayer_driver.backends.supervised.spec._INITS", ("no-such-init",))
-    with pytest.raises(InvalidSpec, match="this node has no init for containers: install catatonit"):
+async def test_an_installation_without_an_init_says_so(root: Path, images: OneImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zlayer_driver.backends.supervised.spec._INIT_PROGRAM", root / "none")
+    with pytest.raises(InvalidSpec, match="this installation has no init for containers: build zlayer-driver"):
         await backend(root, images).start(shell("one", "true", init=True))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zlayer_driver import host
 from zlayer_driver.backends.supervised import resources, security
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.users import User
@@ -21,7 +21,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup")
 _LONGEST = 131_071  # bytes of one string of execve(2), without its NUL
 _INIT = "/dev/init"  # on a file system of the container's own, so that it leaves nothing in the image's
-_INITS = ("catatonit", "tini-static")
+_INIT_PROGRAM = Path(host.__file__).parent / "init"  # it needs no library, for it must run in any image
 _LABEL = "com.zlayer.label."  # a bare annotation could be an order to a runtime
 _IPC_DIRECTORIES = ("/dev/shm", "/dev/mqueue")  # noqa: S108  # of the container or of its node, never files of ours
 _PROPAGATION = {"private": "rprivate", "rprivate": "rprivate", "rslave": "rslave", "rshared": "rshared"}
@@ -144,7 +144,7 @@ def _mounts(task: TaskSpec, bundle: Bundle) -> list[Doc]:
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, "relatime", writable]},
     ]
     if task.init:
-        mounts.append({"destination": _INIT, "type": "bind", "source": _init_program(), "options": ["bind", "ro"]})
+        mounts.append({"destination": _INIT, "type": "bind", "source": str(_init_program()), "options": ["bind", "ro"]})
     taken = {os.path.normpath(mount.target) for mount in task.mounts}
     mounts += [
         {"destination": f"/etc/{name}", "type": "bind", "source": str(bundle.etc / name), "options": ["rbind", "rprivate"]}
@@ -169,12 +169,12 @@ def _ipc_mounts(task: TaskSpec, quiet: list[str]) -> list[Doc]:
     ]
 
 
-def _init_program() -> str:
-    """One that needs no library, for it must run in any image."""
-    found = next((path for name in _INITS if (path := shutil.which(name))), None)
-    if found is None:
-        raise InvalidSpec("this node has no init for containers", hint='install catatonit, or take "init" out of the task\'s config')
-    return found
+def _init_program() -> Path:
+    if not _INIT_PROGRAM.exists():
+        raise InvalidSpec(
+            "this installation has no init for containers", hint="build zlayer-driver with a C compiler and a static C library"
+        )
+    return _INIT_PROGRAM
 
 
 def _mount(mount: Mount) -> Doc:
