@@ -61,20 +61,24 @@ async def test_hostile_allocation_ids_are_refused(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.needs("runc", "conmon")
-async def test_a_container_reaches_one_on_another_node(root: Path, images: OneImage) -> None:
+async def test_containers_on_three_nodes_reach_each_other(root: Path, images: OneImage) -> None:
     async with lab(root / "lab") as made:
-        one, two = made.host(1), made.host(2)
-        networks = Networks(one.overlay(peers=(two.peer(),)))
-        far = await two.overlay(peers=(one.peer(),)).attach("far", str(two.container("far")))
-        network = await networks.create("alloc-1", "web")
-        oci = backend(root, images)
-        script = f"busybox ping -c 1 -W 5 {far.addresses[0]} && busybox ping -c 1 -W 5 {far.addresses[1]} && cat /proc/net/dev > /dev/null"
-        task = handle("web", await oci.start(shell("web", script, network=Network(mode="path", netns_path=network.path))))
-        assert (await oci.wait(task)).code == 0
-        assert INTERFACE in run(["ip", "link"], namespace=Path(network.path))
-        await oci.destroy(task)
-        await networks.destroy("alloc-1")
-        assert not netns.is_alive(network.path)
+        hosts = [made.host(number) for number in (1, 2, 3)]
+        nodes = [Networks(host.overlay(peers=tuple(other.peer() for other in hosts if other is not host))) for host in hosts]
+        specs = [await node.create(f"alloc-{number}", "web") for number, node in enumerate(nodes)]
+        addresses = [(await node.find(f"alloc-{number}")).addresses for number, node in enumerate(nodes)]
+        oci, tasks = backend(root, images), []
+        for number, spec in enumerate(specs):
+            others = [str(address) for other, pair in enumerate(addresses) if other != number for address in pair]
+            script = " && ".join(f"busybox ping -c 1 -W 5 {address}" for address in others)
+            network = Network(mode="path", netns_path=spec.path)
+            tasks.append(handle(f"web-{number}", await oci.start(shell(f"web-{number}", script, network=network))))
+        assert [(await oci.wait(task)).code for task in tasks] == [0, 0, 0]
+        for number, (task, node) in enumerate(zip(tasks, nodes, strict=True)):
+            assert INTERFACE in run(["ip", "link"], namespace=Path(specs[number].path))
+            await oci.destroy(task)
+            await node.destroy(f"alloc-{number}")
+        assert not any(netns.is_alive(spec.path) for spec in specs)
 
 
 async def test_thirty_networks_at_once(tmp_path: Path) -> None:
