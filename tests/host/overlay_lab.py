@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,9 +15,10 @@ from pathlib import Path
 
 from zlayer_driver.config import Transport
 from zlayer_driver.host import netns
+from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.wireguard import Userspace
 from zlayer_driver.overlay.overlay import STATE, Overlay
-from zlayer_driver.overlay.plan import PORTS, Peer, Plan, Subnets
+from zlayer_driver.overlay.plan import PORTS, Address, Peer, Plan, Subnets
 
 _serials = itertools.count(os.getpid() * 64)
 NETWORK = Subnets.of("10.88.0.0/16", "fd88::/48")
@@ -33,6 +36,30 @@ def ping(namespace: Path, address: object, *, count: int = 1, wait_s: int = 2) -
     """Whether every echo came back."""
     out = run(["busybox", "ping", "-c", str(count), "-W", str(wait_s), str(address)], namespace=namespace, check=False)
     return " 0% packet loss" in out
+
+
+@asynccontextmanager
+async def flowing(place: Path, addresses: Sequence[Address]) -> AsyncIterator[None]:
+    """Echoes go from a container to the addresses all the time, until five rounds after the context; none may be lost."""
+    ended = threading.Event()
+
+    def flow() -> list[object]:
+        lost: list[object] = []
+        left = 5
+        while left:
+            left -= ended.wait(0.01)
+            lost += [address for address in addresses if echo(address, timeout_s=2) is None]
+        return lost
+
+    worker = netns.Worker(str(place))
+    stream = asyncio.ensure_future(worker.run(flow))
+    try:
+        yield
+    finally:
+        ended.set()
+        lost = await stream
+        worker.close()
+    assert lost == []
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.host.nomad_agent import empty
-from tests.host.overlay_lab import Host, lab, ping, run
+from tests.host.overlay_lab import Host, flowing, lab, ping, run
 from zlayer_driver.config import OverlayBlock, parse
 from zlayer_driver.errors import ConfigError, NetworkError
 from zlayer_driver.nomad.client import Access, Nomad
@@ -69,9 +69,10 @@ async def test_nodes_find_each_other_through_nomad(tmp_path: Path, nomad_address
         await _told(hosts[0], str(overlays[1].plan.subnets.v4))
         await _told(hosts[1], str(overlays[0].plan.subnets.v4))
         assert ping(places[0], attached[1].addresses[0], wait_s=10)
-        await memberships[0].close()
-        memberships[0] = member(hosts[0], nomad=nomad)
-        overlay = await memberships[0].overlay()
+        async with flowing(places[0], attached[1].addresses):  # the next process knows the peers before Nomad tells them
+            await memberships[0].close()
+            memberships[0] = member(hosts[0], nomad=nomad)
+            overlay = await memberships[0].overlay()
         assert overlay.plan.subnets == overlays[0].plan.subnets
         assert await overlay.describe("c") == attached[0]
         for membership in memberships:

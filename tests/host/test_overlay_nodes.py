@@ -6,17 +6,14 @@ import asyncio
 import json
 import socket
 import subprocess
-import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.host.overlay_lab import Host, Lab, lab, ping, run
+from tests.host.overlay_lab import Host, Lab, flowing, lab, ping, run
 from zlayer_driver.config import Transport
 from zlayer_driver.host import netns
-from zlayer_driver.host.icmp import echo
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.plan import Address
@@ -77,31 +74,6 @@ async def test_containers_reach_each_other_in_both_families(nodes: list[Node]) -
     assert await asyncio.to_thread(ping, nodes[0].host.namespace, nodes[1].addresses[0])
 
 
-@asynccontextmanager
-async def flowing(node: Node, other: Node) -> AsyncIterator[None]:
-    """Echoes go from one container to the other all the time, in both families, until five rounds after the context; none may be lost."""
-    assert len(await reaches(node, other)) == 2  # neighbours and handshakes are there
-    ended = threading.Event()
-
-    def flow() -> list[object]:
-        lost: list[object] = []
-        left = 5
-        while left:
-            left -= ended.wait(0.01)
-            lost += [address for address in other.addresses if echo(address, timeout_s=2) is None]
-        return lost
-
-    worker = netns.Worker(str(node.place))
-    stream = asyncio.ensure_future(worker.run(flow))
-    try:
-        yield
-    finally:
-        ended.set()
-        lost = await stream
-        worker.close()
-    assert lost == []
-
-
 async def test_packets_as_large_as_the_underlay_leaves_arrive_whole(nodes: list[Node]) -> None:
     one, two, _ = nodes
     sender, receiver = netns.Worker(str(one.place)), netns.Worker(str(two.place))
@@ -145,7 +117,8 @@ async def test_nothing_is_broadcast_between_nodes(made: Lab) -> None:
 
 async def test_peers_join_and_leave_without_a_packet_of_the_others_lost(made: Lab, nodes: list[Node]) -> None:
     one, two, three = nodes
-    async with flowing(one, two):
+    assert len(await reaches(one, two)) == 2  # neighbours and handshakes are there
+    async with flowing(one.place, two.addresses):
         late = Node(made.host(4))
         await late.start()
         await introduce([one, two, three, late])
@@ -171,7 +144,8 @@ async def test_a_node_that_crashed_and_came_back_is_reached_again(made: Lab, nod
 
 async def test_the_next_process_takes_over_without_a_packet_lost(nodes: list[Node]) -> None:
     one, two, three = nodes
-    async with flowing(one, two):
+    assert len(await reaches(one, two)) == 2  # neighbours and handshakes are there
+    async with flowing(one.place, two.addresses):
         await one.host.close()
         one.overlay = one.host.overlay(peers=tuple(other.host.peer(other.public_key) for other in (two, three)))
         await one.overlay.open()

@@ -92,8 +92,10 @@ class Membership:
             def make(share: Subnets) -> Peer:
                 return Plan.of(self._block, share).as_peer(key)
 
-            me = await self._persistently(lambda: roster.claim(node_id, make, before=self._former_share()))
-            overlay = await self._open(Plan.of(self._block, me.subnets))
+            former = self._former()
+            me = await self._persistently(lambda: roster.claim(node_id, make, before=former.subnets if former else None))
+            # Its peers are still those, most likely, and packets to them flow on until Nomad tells of others.
+            overlay = await self._open(replace(Plan.of(self._block, me.subnets), peers=former.peers if former else ()))
             await serve(roster, node_id, me, overlay.set_peers)
 
     async def _persistently(self, ask: Callable[[], Awaitable[Peer]]) -> Peer:
@@ -113,9 +115,10 @@ class Membership:
         self._joined.set_result(overlay)
         return overlay
 
-    def _former_share(self) -> Subnets | None:
+    def _former(self) -> Plan | None:
+        """What the node was in its last life."""
         try:
-            return load(self._state_dir).subnets
+            return load(self._state_dir)
         except NotFound:
             return None
 
