@@ -16,11 +16,12 @@ from zlayer_driver.errors import CacheError, DriverError
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.store import ImageStore, Limits
 from zlayer_driver.image.values import MIB
-from zlayer_driver.model import OS, Fingerprint, Health, ImageFacts, Target
+from zlayer_driver.model import IMAGES_ATTRIBUTE, OS, Fingerprint, Health, ImageFacts, Target
 
 PREFIX = "driver.zlayer"
 _log = logging.getLogger(__name__)
 _LONGEST_COLLECTION_PAUSE_S = 60.0
+_MOST_IMAGES_BYTES = 16 << 10
 _RUNS = {  # operating systems of the images that each target runs; the primary runs its node's own
     Target.VZ: OS.DARWIN,
     Target.VZ_LINUX: OS.LINUX,
@@ -128,8 +129,19 @@ class Node:
                 attributes[f"{PREFIX}.target.{target}"] = name
                 attributes[f"{PREFIX}.os.{_RUNS.get(target, self.native_os)}"] = True
             attributes |= {f"{PREFIX}.{name}.{key}": value for key, value in probe.attributes.items()}
+        attributes[IMAGES_ATTRIBUTE] = await self._images()
         primary = probes[Target.PRIMARY]
         return Fingerprint(primary.health, primary.description, attributes)
+
+    async def _images(self) -> str:
+        """What placement goes by: as many references, by name, as fit into what a node should cost the servers."""
+        try:
+            records = await self.composite.list_images()
+        except DriverError:  # what ails the store is told where it is used
+            return ""
+        names = sorted(record.reference for record in records)
+        text = ",".join([*names, ""])[:_MOST_IMAGES_BYTES]
+        return text.rpartition(",")[0]
 
     async def close(self) -> None:
         if self._collector is not None:

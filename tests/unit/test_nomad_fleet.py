@@ -59,8 +59,13 @@ def test_a_node_that_takes_no_jobs_says_why(change: dict[str, Any], why: str) ->
     assert parse_node({**RECORDED, **change}).why_not == why
 
 
-def test_images_at_hand_come_from_meta_by_any_spelling() -> None:
-    node = parse_node({**RECORDED, "Meta": {"unique.zlayer.images": "alpine, ghcr.io/a/b:1,"}})
+def test_a_target_that_was_taken_back_is_none() -> None:
+    node = parse_node({**RECORDED, "Attributes": {"driver.zlayer.native_os": "linux", "driver.zlayer.target.delegate": ""}})
+    assert node.shape == LINUX
+
+
+def test_images_at_hand_are_known_by_any_spelling() -> None:
+    node = parse_node({**RECORDED, "Attributes": {"unique.driver.zlayer.images": "alpine, ghcr.io/a/b:1,"}})
     assert node.images == {"docker.io/library/alpine:latest", "ghcr.io/a/b:1"}
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from zlayer_driver import fastpath
 from zlayer_driver.choice import NodeShape
 from zlayer_driver.errors import ConfigError
-from zlayer_driver.model import OS, Target
+from zlayer_driver.model import IMAGES_ATTRIBUTE, OS, Target
 from zlayer_driver.nomad.client import Nomad, in_parallel
 
-IMAGES_META = "unique.zlayer.images"  # node meta: canonical references with commas between; «unique.» keeps it out of the node's class
 _DRIVER = "zlayer"
 _TARGET = "driver.zlayer.target."
 
@@ -33,18 +32,20 @@ class FleetNode:
 
 
 def parse_node(node: Mapping[str, Any]) -> FleetNode:
-    """A node of Nomad's ``/v1/nodes`` or ``/v1/node/ID``; only the latter tells architecture and meta."""
+    """A node of Nomad's ``/v1/nodes`` or ``/v1/node/ID``; only the latter tells all attributes."""
     try:
         driver = (node.get("Drivers") or {}).get(_DRIVER) or {}
         attributes = {**(node.get("Attributes") or {}), **(driver.get("Attributes") or {})}
-        meta, resources = node.get("Meta") or {}, node.get("NodeResources") or {}
+        resources = node.get("NodeResources") or {}
         return FleetNode(
             id=str(node["ID"]),
             name=str(node.get("Name") or node["ID"]),
             shape=_shape(attributes),
             arch=str(attributes.get("cpu.arch", "")),
             cores=max(1, int((resources.get("Cpu") or {}).get("TotalCpuCores") or 1)),
-            images=frozenset(fastpath.canonical(image.strip()) for image in str(meta.get(IMAGES_META, "")).split(",") if image.strip()),
+            images=frozenset(
+                fastpath.canonical(image.strip()) for image in str(attributes.get(IMAGES_ATTRIBUTE, "")).split(",") if image.strip()
+            ),
             why_not=_why_not(node, driver),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -55,7 +56,7 @@ def _shape(attributes: Mapping[str, Any]) -> NodeShape | None:
     native = attributes.get("driver.zlayer.native_os")
     if native is None:
         return None
-    named = {key.removeprefix(_TARGET) for key in attributes if key.startswith(_TARGET)}
+    named = {key.removeprefix(_TARGET) for key, backend in attributes.items() if key.startswith(_TARGET) and backend}
     return NodeShape(OS(native), frozenset({Target.PRIMARY, *(target for target in Target if target in named)}))
 
 

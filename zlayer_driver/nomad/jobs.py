@@ -16,9 +16,9 @@ from pydantic import Field
 from zlayer_driver.choice import Request
 from zlayer_driver.config import StringMap, TaskConfig, parse
 from zlayer_driver.errors import ConfigError, DriverError, InvalidSpec
-from zlayer_driver.model import ISOLATION_LABEL, ImageFacts, Isolation, Target
+from zlayer_driver.model import IMAGES_ATTRIBUTE, ISOLATION_LABEL, ImageFacts, Isolation, Target
 from zlayer_driver.nomad.batch import Chunk
-from zlayer_driver.nomad.fleet import IMAGES_META, FleetNode
+from zlayer_driver.nomad.fleet import FleetNode
 from zlayer_driver.nomad.placement import Answer, Facts, JobLine, id_of, parse_job, read_line, refusal, request_of
 from zlayer_driver.nomad.scoring import Fleet, NoNode
 
@@ -158,7 +158,12 @@ def constraints(request: Request, facts: ImageFacts) -> list[Json]:
 
 def affinities(work: Work) -> list[Json]:
     """Where a job would rather run: where its image is, on the target that it wishes for, on the fleet's best node."""
-    local = {"LTarget": f"${{meta.{IMAGES_META}}}", "Operand": "set_contains_any", "RTarget": work.request.image, "Weight": _LOCAL_WEIGHT}
+    local = {
+        "LTarget": f"${{attr.{IMAGES_ATTRIBUTE}}}",
+        "Operand": "set_contains_any",
+        "RTarget": work.request.image,
+        "Weight": _LOCAL_WEIGHT,
+    }
     found = [local]
     words = (work.request.labels.get(ISOLATION_LABEL), work.facts.isolation, work.facts.marker)
     wish = next((_WISHES[word.lower()] for word in words if word and word.isascii() and word.lower() in _WISHES), None)
