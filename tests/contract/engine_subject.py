@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.contract.test_oci import BASE, OciSubject, WatchCases
 from tests.host import engine_lab
 from zlayer_driver import contract
@@ -18,6 +15,9 @@ from zlayer_driver.backends.engine_api import Api, Engine
 from zlayer_driver.contract import Backend
 from zlayer_driver.model import Exit
 from zlayer_driver.readings import Channel, LogOptions
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 
 class EngineSubject(OciSubject):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.subject import Subject
 from zlayer_driver.backends.fake import FakeBackend, Machine
 from zlayer_driver.contract import Backend
 from zlayer_driver.model import TaskSpec
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.subject import Subject
 
 
 class FakeSubject(Subject):

@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import DEADLINE_S, AbilityCases, ended
-from tests.contract.exec_cases import ExecCases
-from tests.contract.subject import Subject
 from tests.contract.tool_subject import ToolSubject, home
 from zlayer_driver import contract
 from zlayer_driver.backends.hcs import HcsBackend
@@ -20,6 +16,10 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.model import Exit, Handle, Target, TaskSpec, TaskState
 from zlayer_driver.readings import ExecOptions
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, ended
+from zlayer_driver.testing.exec_cases import ExecCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 from collections.abc import Collection, Sequence
@@ -9,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.contract.tool_subject import ToolSubject, home
 from zlayer_driver import contract
 from zlayer_driver.backends.krun import KrunBackend
 from zlayer_driver.contract import Backend
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 
@@ -30,7 +31,7 @@ class KrunSubject(ToolSubject):
 
     def machines(self) -> Collection[str]:
         path = self.home / "krunvm.json"
-        return json.loads(path.read_text()).keys() if path.exists() else ()
+        return ast.literal_eval(path.read_text()).keys() if path.exists() else ()
 
     def runs(self, task_id: str, *, ignoring: Sequence[str] = ()) -> TaskSpec:
         """What the guest ignores is nothing to the machine; one that hangs ignores all."""

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.doubles import registry
 from tests.doubles.images import Built, archive, directory, image, member, symlink
 from tests.host.oci_lab import RUNTIME, clear, remains
@@ -22,6 +19,9 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.host import signals
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import Exit, Handle, TaskSpec
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 pytestmark = pytest.mark.needs("linux", "root", "runc", "conmon", "busybox", "docker-registry")
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.contract.test_oci import StoreCases
 from tests.contract.tool_subject import ToolSubject, home
 from tests.doubles import registry
@@ -21,6 +18,9 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 

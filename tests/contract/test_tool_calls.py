@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import DEADLINE_S
 from tests.contract.test_krun import KrunSubject
 from tests.contract.test_krun import subject as krun
 from tests.contract.test_seatbelt import BASE, SeatbeltSubject, program, pulled, tmp_path
@@ -28,6 +27,7 @@ from zlayer_driver.backends.vz_linux import VzLinuxBackend
 from zlayer_driver.host.processes import capture
 from zlayer_driver.model import Mount, Network, Resources, Security, TaskSpec, Ulimit
 from zlayer_driver.readings import ExecOptions
+from zlayer_driver.testing.cases import DEADLINE_S
 
 __all__ = ["home", "krun", "program", "pulled", "seatbelt", "tmp_path", "vz", "vz_linux"]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import ended
 from tests.contract.test_krun import KrunSubject
 from tests.contract.test_krun import subject as krun
 from tests.contract.test_vz import VzSubject
@@ -25,6 +24,7 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound, StartFailed, Unsupported
 from zlayer_driver.host.processes import command_lines
 from zlayer_driver.model import Exit, Handle, Health, Mount, Security, Target
+from zlayer_driver.testing.cases import ended
 
 __all__ = ["home", "krun", "vz"]
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.subject import Subject
 from tests.contract.test_oci import BASE, OciSubject, StoreCases, WatchCases, busybox, pulled
 from tests.doubles.images import Built
 from tests.host.oci_lab import remains
@@ -17,6 +15,8 @@ from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.subject import Subject
 
 pytestmark = [pytest.mark.needs(*MACHINES, "docker-registry"), pytest.mark.timeout(180)]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.contract.tool_subject import ToolSubject, home
 from zlayer_driver import contract
 from zlayer_driver.backends.vz_linux import VzLinuxBackend
 from zlayer_driver.contract import Backend
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.contract import suite
-from tests.contract.cases import AbilityCases
-from tests.contract.subject import Subject
 from tests.contract.test_oci import BASE, OciSubject, busybox, pulled
 from tests.doubles.images import Built
 from tests.doubles.tools import BIN
@@ -23,6 +20,9 @@ from zlayer_driver.backends.wsl2 import DISTRO, Wsl2Backend
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
+from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = ["busybox", "pulled"]  # fixtures of the OCI backend's suite: the images are the same
 

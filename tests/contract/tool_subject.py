@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.subject import Subject
 from tests.doubles.tools import BIN
 from zlayer_driver.host.processes import command_lines
 from zlayer_driver.model import Handle, TaskSpec
+from zlayer_driver.testing.subject import Subject
 
 SHELL = "/bin/sh"
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
-from tests.contract.cases import DEADLINE_S, AbilityCases
-from tests.contract.subject import Subject
 from zlayer_driver import contract
 from zlayer_driver.errors import NotFound, TimedOut
 from zlayer_driver.model import Exit, Handle, Target
 from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions, WindowSize
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases
+from zlayer_driver.testing.subject import Subject
 
 
 class ExecCases(AbilityCases):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
-from tests.contract.subject import Subject
 from zlayer_driver.model import Exit, Handle
+from zlayer_driver.testing.subject import Subject
 
 DEADLINE_S = 30.0  # nothing here takes long; a hang is a failure
 

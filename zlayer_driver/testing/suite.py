@@ -10,13 +10,13 @@ import asyncio
 
 import pytest
 
-from tests.contract.cases import DEADLINE_S, AbilityCases, ended
-from tests.contract.exec_cases import ExecCases, StreamExecCases
-from tests.contract.subject import Subject
 from zlayer_driver import contract
 from zlayer_driver.errors import DriverError, NotFound, PullFailed
 from zlayer_driver.model import Auth, Exit, Handle, Health, PullPolicy, PullProgress, Resources, Target, TaskState
 from zlayer_driver.readings import Channel, GuestOverlay, OverlayKind
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, ended
+from zlayer_driver.testing.exec_cases import ExecCases, StreamExecCases
+from zlayer_driver.testing.subject import Subject
 
 __all__ = [
     "ControlCases",
