@@ -25,6 +25,9 @@ class FakeNode:
         self.composite = Composite({Target.PRIMARY: FakeBackend()}, native_os=OS.LINUX, facts=lambda _image: ImageFacts(os=OS.LINUX))
         self.attributes: list[dict[str, str | int | bool]] = []
 
+    async def pin_images(self) -> None:
+        """Of no matter here."""
+
     async def fingerprint(self) -> Fingerprint:
         return Fingerprint(Health.HEALTHY, "", self.attributes.pop(0))
 
