@@ -14,11 +14,12 @@ from tests.doubles.images import Built, archive, directory, image, member, symli
 from tests.host.oci_lab import RUNTIME, clear, remains
 from zlayer_driver import contract
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import Runtimes
+from zlayer_driver.backends.oci_runtime import GVISOR, Runtimes
 from zlayer_driver.contract import Backend
+from zlayer_driver.errors import Unsupported
 from zlayer_driver.host import signals
 from zlayer_driver.image.store import ImageStore
-from zlayer_driver.model import Exit, Handle, TaskSpec
+from zlayer_driver.model import Exit, Handle, Resources, TaskSpec
 from zlayer_driver.testing import suite
 from zlayer_driver.testing.cases import AbilityCases
 from zlayer_driver.testing.subject import Subject
@@ -61,6 +62,9 @@ class OciSubject(Subject):
     def runs(self, task_id: str, *, ignoring: Sequence[str] = ()) -> TaskSpec:
         heeded = [name for name in ("HUP", "INT", "USR1", "TERM") if f"SIG{name}" not in ignoring]
         traps = "; ".join(f"trap 'exit {128 + signals.number(name)}' {name}" for name in heeded)
+        traps += "".join(
+            f"; trap '' {name.removeprefix('SIG')}" for name in ignoring
+        )  # gVisor shields no init from what it does not handle
         os.mkfifo(self.stdout_of(task_id))
         return self._spec(task_id, f"{traps}; echo ready; while :; do sleep 1000 & wait $!; done")
 
@@ -180,3 +184,13 @@ class TestOci(
         assert BASE not in (await subject.backend.prune_images()).deleted
         await subject.backend.destroy(handle)
         assert BASE in (await subject.backend.prune_images()).deleted
+
+    async def test_update_of_limits(self, subject: Subject) -> None:
+        assert isinstance(subject.backend, contract.CanUpdate)
+        handle = await subject.start(subject.runs("task"))
+        if Path(RUNTIME).name == GVISOR:
+            with pytest.raises(Unsupported, match="gVisor cannot change"):
+                await subject.backend.update(handle, Resources(memory_bytes=64 << 20))
+        else:
+            assert not await subject.backend.update(handle, Resources(memory_bytes=64 << 20))
+        await subject.backend.destroy(handle)

@@ -48,6 +48,17 @@ async def test_jobs_can_ask_for_each_runtime_by_its_version(tmp_path: Path) -> N
     assert "runtime.crun-of-nobody.version" not in attributes
 
 
+@pytest.mark.needs("root", "runc", "conmon")
+async def test_one_that_does_not_work_is_told_and_the_next_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "crun"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = await OciBackend(root=tmp_path, store=OneImage(tmp_path)).probe()
+    assert told.attributes["runtime"] == "runc"
+    assert f"{broken} does not run (status 3): install crun again" in told.description
+
+
 async def test_one_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^crun-of-nobody is not installed: install crun-of-nobody$"):
         await Runtimes("crun-of-nobody").select()

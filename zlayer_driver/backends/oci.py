@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zlayer_driver.backends import Context
 from zlayer_driver.backends.oci_exec import Exec, execute, stream
-from zlayer_driver.backends.oci_runtime import OciRuntime, Runtimes
+from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime, Runtimes
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.stored_images import Images
 from zlayer_driver.backends.supervised.backend import Supervised
@@ -53,9 +53,10 @@ class OciBackend(Supervised):
             runtime = await self._runtimes.select()
         except (ConfigError, Unsupported) as error:
             return Fingerprint(Health.UNDETECTED, str(error))
-        versions = {f"runtime.{usable.name}.version": usable.version for usable in await self._runtimes.usable()}
+        usable, refused = await self._runtimes.survey()
+        versions = {f"runtime.{each.name}.version": each.version for each in usable}
         attributes = {"runtime": runtime.name, "runtime.version": runtime.version, **versions, **base.attributes}
-        return replace(base, description=f"{runtime.name} {runtime.version}", attributes=attributes)
+        return replace(base, description="; ".join([f"{runtime.name} {runtime.version}", *refused]), attributes=attributes)
 
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float, options: ExecOptions | None = None) -> ExecResult:
         return await execute(self._command(handle, argv, options or ExecOptions()), timeout_s=timeout_s)
@@ -76,8 +77,11 @@ class OciBackend(Supervised):
         await self._told(handle, "resume")
 
     async def update(self, handle: Handle, resources: Resources) -> Sequence[str]:
-        """All or nothing is changed, so there is nothing to warn of."""
-        changes = self._watched(handle).bundle.dir / "update.json"
+        """All or nothing is changed, so there is nothing to warn of. `Unsupported` where the runtime has no such verb."""
+        container = self._running(handle)
+        if container.record.kind == GVISOR:
+            raise Unsupported("gVisor cannot change the limits of a container that runs", hint="start the task again with other limits")
+        changes = container.bundle.dir / "update.json"
         changes.write_text(json.dumps(limits(resources)))
         await self._told(handle, "update", "--resources", str(changes))
         return ()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
-from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.runtime import command_fault, last_error
 from zlayer_driver.backends.supervised.users import resolve
@@ -33,28 +33,39 @@ class Exec:
         if not argv or any("\0" in part for part in argv):
             raise InvalidSpec("a command to execute needs a name, and no NUL byte")
         base = bundle.dir / f"exec-{secrets.token_hex(6)}"
-        self._process, self._pid, self._log = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
+        self._process, self._pid, self._log, self._inner = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log", ".inner"))
+        self._runtime = runtime
+        self._over = False
         self._bundle = bundle
         self.name = argv[0]
         self._process.write_text(json.dumps(_process(bundle, argv, options, tty=tty)))
-        files = ("--pid-file", str(self._pid), "--process", str(self._process))
+        files: tuple[str, ...] = ("--pid-file", str(self._pid), "--process", str(self._process))
+        if runtime.kind == GVISOR:
+            files = (*files, "--internal-pid-file", str(self._inner))
         self.argv = [runtime.path, *runtime.options(bundle, self._log), "exec", *files, bundle.id]
 
     def exit(self, status: int, stderr: bytes = b"") -> tuple[Exit, str]:
         """The exit, and the runtime's reason where the command could not be run: 127 or 126, as in a shell."""
+        self._over = status >= 0
+        told = last_error(self._log) or self._untold(stderr)
+        if code := command_fault(told):
+            return Exit(code), f"{self.name}: {told}\n"
         if self._pid.exists():
             signal = -status if status < 0 else 0
             return Exit(128 + signal if signal else status, signal), ""
-        told = last_error(self._log)
-        if code := command_fault(told):
-            return Exit(code), f"{self.name}: {told}\n"
-        raise NotFound(self._bundle.id, f"no command can be executed in it: {told or stderr.decode('utf-8', 'replace').strip()}")
+        raise NotFound(self._bundle.id, f"no command can be executed in it: {told}")
 
-    def end(self) -> None:
+    def _untold(self, stderr: bytes) -> str:
+        """What a runtime says that writes no log, if that was the runtime and not its command."""
+        return "" if self._pid.exists() else stderr.decode("utf-8", "replace").strip()
+
+    async def end(self) -> None:
         """The runtime's process is over, but if it was killed, its command may not be. Takes the files away."""
+        if not self._over and self._inner.exists():
+            await self._runtime.run(self._bundle, "kill", "--pid", self._inner.read_text(), self._bundle.id, "KILL")
         with suppress(FileNotFoundError, ProcessLookupError, ValueError):
             self._kill(int(self._pid.read_text()))
-        for file in (self._process, self._pid, self._log):
+        for file in (self._process, self._pid, self._log, self._inner):
             file.unlink(missing_ok=True)
 
     def _kill(self, pid: int) -> None:
@@ -76,7 +87,7 @@ async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
     except TimedOut:
         raise TimedOut(f"command {command.name!r}", timeout_s) from None
     finally:
-        command.end()
+        await command.end()
     return ExecResult(end, b"", reason.encode()) if reason else ExecResult(end, done.stdout, done.stderr)
 
 
@@ -93,7 +104,7 @@ async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: 
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
         await session.close()
-        command.end()
+        await command.end()
 
 
 async def _feed(session: Session, stdin: AsyncIterator[ExecInput] | None) -> None:

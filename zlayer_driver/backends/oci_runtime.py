@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.processes import Completed, capture
 
 PREFERRED = ("crun", "runc", "youki")
+GVISOR = "runsc"
 _TIMEOUT_S = 30.0
 
 
@@ -41,9 +41,10 @@ class OciRuntime:
         return own_capabilities()
 
     def options(self, bundle: Bundle, log: Path | None = None) -> tuple[str, ...]:
-        """They are the same for crun, runc and youki."""
+        """They are the same for all, but for gVisor's network stack."""
         told = ("--log", str(log), "--log-format", "json") if log else ()
-        return ("--root", str(bundle.root / "rt" / self.name), *told)
+        network = ("--network", {None: "host", "": "none"}.get(bundle.network(), "sandbox")) if self.kind == GVISOR else ()
+        return ("--root", str(bundle.root / "rt" / self.name), *told, *network)
 
     async def run(self, bundle: Bundle, *arguments: str, log: Path | None = None) -> Completed:
         """`TimedOut` if it does not come back: a runtime's verbs are short."""
@@ -57,8 +58,10 @@ class OciRuntime:
         return "" if done.status == 0 else last_error(log) or done.stderr.decode("utf-8", "replace").strip()
 
     async def signal(self, bundle: Bundle, init: PidFd, number: int) -> bool:
-        del bundle
-        return init.send(number)
+        """What the host sees of a container of gVisor is the kernel in which it runs."""
+        if self.kind != GVISOR:
+            return init.send(number)
+        return (await self.run(bundle, "kill", bundle.id, str(number))).status == 0
 
     async def ran(self, bundle: Bundle, record: Record) -> bool:
         """Its own command may still be at work: it is short, and its end is waited for."""
@@ -88,13 +91,15 @@ class Runtimes:
             self._chosen[asked] = await (_named(asked) if asked else _first())
         return self._chosen[asked]
 
-    async def usable(self) -> list[OciRuntime]:
-        """Those that work here, by name: of `PREFERRED`, and of what the operator names."""
-        found = []
+    async def survey(self) -> tuple[list[OciRuntime], list[str]]:
+        """Of `PREFERRED` and what the operator names: those that work here, by name, and why others that are installed do not."""
+        found, refused = [], []
         for name in dict.fromkeys([*PREFERRED, *self._further, *filter(None, [self._wanted])]):
-            with suppress(ConfigError, Unsupported):
+            try:
                 found.append(await self.select(name))
-        return sorted(found, key=lambda runtime: runtime.name)
+            except ConfigError as error:
+                refused += [str(error)] if _path(name) else []
+        return sorted(found, key=lambda runtime: runtime.name), refused
 
 
 async def _named(name: str) -> OciRuntime:
@@ -118,7 +123,7 @@ async def _first() -> OciRuntime:
 
 
 async def _examine(name: str) -> OciRuntime | Unsupported:
-    path = shutil.which(name, path=None if "/" in name else _search_path())
+    path = _path(name)
     if path is None:
         return Unsupported(f"{name} is not installed", hint=f"install {name}")
     answer = await capture([path, "--version"], timeout_s=_TIMEOUT_S)
@@ -141,6 +146,6 @@ def _crun_fault(path: str) -> Unsupported | None:
     return Unsupported(f"crun refuses cgroups in hybrid mode while the v2 tree has controllers ({', '.join(left)})", hint=f"run: {cure}")
 
 
-def _search_path() -> str:
-    """PATH, and where distributions put runtimes even if PATH lacks it."""
-    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+def _path(name: str) -> str | None:
+    """From PATH, and from where distributions put runtimes even if PATH lacks it."""
+    return shutil.which(name, path=None if "/" in name else f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from zlayer_driver.backends.oci_runtime import OciRuntime
 from zlayer_driver.backends.supervised.bundle import Bundle
@@ -21,11 +22,16 @@ async def _remove(bundle: Bundle) -> None:
     """The runtime's own removal may fail: what it would remove is removed after it, and a runtime may be gone from the node."""
     await end_processes(bundle)
     record = bundle.record()
-    for state in (bundle.root / "rt").glob(f"*/{bundle.id}"):
-        if path := shutil.which(record.runtime if record else state.parent.name):
-            await OciRuntime(path).run(bundle, "delete", "--force", bundle.id)
+    for state in _states(bundle):
+        if state.is_dir() and (path := shutil.which(record.runtime if record else state.parent.name)):
+            await OciRuntime(path, record.kind if record else "").run(bundle, "delete", "--force", bundle.id)
         await erase(state)
     await cgroups.remove(bundle.cgroup)
+
+
+def _states(bundle: Bundle) -> list[Path]:
+    """What runtimes keep of it: a directory, or files of one sandbox with one container, as gVisor names them."""
+    return [path for name in (bundle.id, f"{bundle.id}_sandbox:{bundle.id}.*") for path in (bundle.root / "rt").glob(f"*/{name}")]
 
 
 STEPS = (DIRECTORY, ROOTFS, CONFIG, replace(CONTAINER, do=_create, undo=_remove), RUN)

@@ -119,6 +119,11 @@ class Bundle:
             return Record.load(json.loads(self._record.read_bytes()))
         return None
 
+    def network(self) -> str | None:
+        """The path of the container's network namespace, empty for a new one; ``None`` if it has the host's."""
+        kinds = json.loads(self.config.read_bytes())["linux"]["namespaces"]
+        return next((str(kind.get("path", "")) for kind in kinds if kind["type"] == "network"), None)
+
     def exit_code(self) -> int | None:
         """What conmon wrote; ``None`` if it has not, or never will."""
         with suppress(FileNotFoundError, ValueError):

@@ -10,7 +10,7 @@ from typing import Protocol
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.host.pidfd import PidFd
 
-_ABOUT_COMMAND = re.compile(r"\bexec(utable)?\b")
+_ABOUT_COMMAND = re.compile(r"\bexec(utable|uting command)?\b|\bfailed to load /")
 
 
 class Runtime(Protocol):
@@ -54,7 +54,7 @@ class Runtime(Protocol):
 def last_error(log: Path) -> str:
     """The last error that a runtime wrote to its JSON log; empty if there is none."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_text(errors="replace").replace("}{", "}\n{").splitlines()  # gVisor ends no line
     except FileNotFoundError:
         return ""
     for line in reversed(lines):
@@ -62,8 +62,9 @@ def last_error(log: Path) -> str:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-            return str(entry.get("msg", ""))
+        if isinstance(entry, dict) and str(entry.get("level")).lower() in ("error", "fatal"):
+            told = str(entry.get("msg", entry.get("message", ""))).partition("\n")[0]
+            return told.rpartition("in executing process : ")[2]  # youki says so of whatever failed before the command
     return ""
 
 
@@ -74,4 +75,4 @@ def command_fault(told: str) -> int:
         return 0
     if "not found" in lowered or "no such file" in lowered:
         return 127
-    return 126 if "permission denied" in lowered or "exec format" in lowered else 0
+    return 126 if "permission" in lowered or "exec format" in lowered else 0

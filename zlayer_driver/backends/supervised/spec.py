@@ -104,7 +104,7 @@ def _process(task: TaskSpec, image: ImageConfig, user: User, held: frozenset[str
         "env": environment(task, image, user.home),
         "cwd": work_dir,
         "capabilities": security.capabilities(held),
-        "noNewPrivileges": task.security.no_new_privileges,
+        **({"noNewPrivileges": True} if task.security.no_new_privileges else {}),  # youki takes a false one for a word on the order
     }
     if task.ulimits:
         process["rlimits"] = [resources.rlimit(ulimit) for ulimit in task.ulimits]
