@@ -12,7 +12,7 @@ import pytest
 
 from tests.host import oci_lab
 from tests.host.oci_lab import OneImage, remains, shell
-from tests.host.vm_lab import MACHINES, backend, child_of, handle, machines
+from tests.host.vm_lab import MACHINES, backend, bundle_of, child_of, handle, machines
 from zlayer_driver.backends import absence
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.supervised.making import Making, Step
@@ -112,8 +112,11 @@ async def test_what_a_guest_uses_is_counted(root: Path, images: OneImage, found:
     os.mkfifo(root / "out")
     vms = backend(root, images, found)
     script = "dd if=/dev/zero of=/dev/shm/file bs=1M count=8 2>/dev/null; echo ready; while :; do :; done"
-    limits = Resources(memory_bytes=64 << 20, cpu_quota_us=50_000)
+    limits = Resources(memory_bytes=64 << 20, cpu_quota_us=50_000, cpu_shares=100, cpuset_cpus="0")
     task = handle("one", await vms.start(shell("one", script, resources=limits, stdout_path=str(root / "out"))))
+    qemu = child_of(root, task, "qemu")
+    assert os.sched_getaffinity(qemu) == {0}
+    assert f"{bundle_of(root, 'one').cgroup}\n" in Path(f"/proc/{qemu}/cgroup").read_text()
     with (root / "out").open() as out:
         assert out.readline() == "ready\n"
     samples = await vms.stream_usage(task)
@@ -126,6 +129,8 @@ async def test_what_a_guest_uses_is_counted(root: Path, images: OneImage, found:
     assert now.processes[1].rss_bytes > 0
     later = await anext(samples)
     assert later.processes[1].cpu_user_ns > now.processes[1].cpu_user_ns
+    await vms.update(task, Resources(cpuset_cpus="1"))
+    assert os.sched_getaffinity(qemu) == {1}
     await vms.destroy(task)
 
 

@@ -44,7 +44,9 @@ class Vm:
         guest = bundle / "guest.py"
         guest.write_text(_BEGIN + script)
         qemu = [sys.executable, str(guest), "{control}"]
-        (bundle / "vm.json").write_text(json.dumps({"qemu": qemu, "virtiofsd": [], "boot_timeout_s": 15, "hang_timeout_s": 15} | plan))
+        (bundle / "vm.json").write_text(
+            json.dumps({"qemu": qemu, "virtiofsd": [], "groups": [], "boot_timeout_s": 15, "hang_timeout_s": 15} | plan)
+        )
         for name in ("guest.setup", "guest.start"):
             (bundle / name).write_bytes(b"hname\0")
 

@@ -17,7 +17,7 @@ from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.making import Step
 from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.backends.vm_machine import Machines, check
-from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of
+from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of, limit
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.guest.frames import GuestUsage, Kind, fields
@@ -99,7 +99,8 @@ class VmBackend(Supervised):
         await self._change(handle, [("z", "0")])
 
     async def update(self, handle: Handle, resources: Resources) -> Sequence[str]:
-        """Within the machine: what it was made with it keeps."""
+        """Within the machine, whose size it keeps, and of its place on the node."""
+        await asyncio.to_thread(limit, self._running(handle).bundle, resources)
         await self._change(handle, vm_guest.limits(resources))
         return ()
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zlayer_driver.backends import vm_guest
+from zlayer_driver.backends.supervised import resources
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.making import Making, Step
 from zlayer_driver.backends.supervised.security import CAPABILITIES
@@ -21,10 +22,11 @@ from zlayer_driver.backends.vm_exec import call
 from zlayer_driver.backends.vm_machine import Machine, cpus, memory_bytes
 from zlayer_driver.errors import CreateFailed, InternalError, NotFound
 from zlayer_driver.guest.frames import Kind
-from zlayer_driver.host import mounts, steering
+from zlayer_driver.host import cgroups, mounts, steering
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.image.values import Image
+from zlayer_driver.model import Resources
 
 _BOOT_TIMEOUT_S = 50.0  # below what a supervisor gives its runtime
 _HANG_TIMEOUT_S = 60.0
@@ -178,6 +180,23 @@ def _link(making: Making) -> Link | None:
     return found[1] if found else None
 
 
+# cgroup
+
+
+async def _make_cgroup(making: Making) -> None:
+    await asyncio.to_thread(limit, making.bundle, making.task.resources)
+
+
+def limit(bundle: Bundle, wanted: Resources) -> list[Path]:
+    """What the node holds the VM to beside its size, in groups that the monitor enters with all it starts."""
+    cpu = resources.limits(wanted).get("cpu", {})
+    return cgroups.make(bundle.cgroup, cpu_shares=cpu.get("shares", 0), cpuset_cpus=cpu.get("cpus", ""))
+
+
+async def _remove_cgroup(bundle: Bundle) -> None:
+    await cgroups.remove(bundle.cgroup)
+
+
 # guest
 
 
@@ -197,6 +216,7 @@ async def _describe_guest(making: Making) -> None:
     plan = {
         "qemu": [*(steering.entering(task.network.netns_path) if task.network.mode == "path" else ()), *qemu],
         "virtiofsd": machine.share_command(bundle.dir / "share") if shares else [],
+        "groups": [str(group) for group in await asyncio.to_thread(limit, bundle, task.resources)],
         "boot_timeout_s": _BOOT_TIMEOUT_S,
         "hang_timeout_s": hang_timeout_s,
     }
@@ -223,6 +243,7 @@ VM_STEPS = (
     Step("disk", _make_disk, nothing),
     Step("shares", _bind_shares, _unbind_shares),
     Step("network", _join_network, _leave_network),
+    Step("cgroup", _make_cgroup, _remove_cgroup),
     Step("guest", _describe_guest, nothing),
     replace(CONTAINER, undo=_remove_vm),
     RUN,

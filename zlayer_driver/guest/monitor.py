@@ -5,7 +5,7 @@ A program of its own (``python -m``) that imports the standard library alone. `m
 
 ::
 
-    vm.json             the command lines of QEMU and virtiofsd, and timeouts in seconds
+    vm.json             the command lines of QEMU and virtiofsd, control groups to enter, and timeouts in seconds
     guest.setup         payload of the agent's SETUP frame
     guest.start         payload of the START frame of the container's own process
 
@@ -112,6 +112,8 @@ class Monitor:
         for number in signal.valid_signals() - _NOT_PASSED_ON:
             loop.add_signal_handler(number, self._pass_on, number)
         ours, theirs = socket.socketpair()
+        for group in self._plan["groups"]:
+            _enter(group)
         share = self._share()
         console, writer = os.pipe()
         qemu = _spawn(self._plan["qemu"], output=writer, control=theirs)
@@ -307,6 +309,10 @@ def _spawn(argv: list[str], *, output: int, control: socket.socket) -> subproces
         control.close()
         if output >= 0:
             os.close(output)
+
+
+def _enter(group: str) -> None:
+    Path(group, "cgroup.procs").write_text("0")
 
 
 def _mark(name: str, text: str = "") -> None:

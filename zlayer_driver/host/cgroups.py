@@ -16,6 +16,7 @@ from zlayer_driver.errors import TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 
 _KILL_TIMEOUT_S = 10.0
+_LEAST_SHARES, _SHARES_SPAN = 2, 262_142  # what cpu.shares takes; 1 to 10,000 is what cpu.weight takes
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_CONTROLLER = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
 
@@ -91,6 +92,29 @@ def cpus(group: str) -> str:
         with suppress(OSError):
             return Path(group, name).read_text().strip()
     return ""
+
+
+def make(path: str, *, cpu_shares: int, cpuset_cpus: str) -> list[Path]:
+    """The group ``path`` where it takes such limits, as v1 names them (0 and empty: none); the directories, for processes to enter."""
+    mounted = trees()
+    limits: dict[Path, dict[str, str]] = {}
+    if tree := mounted.v1.get("cpu"):
+        limits[tree] = {"cpu.shares": str(cpu_shares)} if cpu_shares else {}
+    if tree := mounted.v1.get("cpuset"):
+        mems = (tree / "cpuset.mems").read_text().strip()
+        limits.setdefault(tree, {}).update({"cpuset.mems": mems, "cpuset.cpus": cpuset_cpus} if cpuset_cpus else {})
+    if mounted.mode is Mode.V2 and mounted.v2:
+        (mounted.v2 / "cgroup.subtree_control").write_text("+cpu +cpuset")
+        weight = {"cpu.weight": str(1 + (cpu_shares - _LEAST_SHARES) * 9999 // _SHARES_SPAN)} if cpu_shares else {}
+        limits[mounted.v2] = weight | ({"cpuset.cpus": cpuset_cpus} if cpuset_cpus else {})
+    return [_made(tree / path.lstrip("/"), files) for tree, files in limits.items() if files]
+
+
+def _made(group: Path, files: dict[str, str]) -> Path:
+    group.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (group / name).write_text(text)
+    return group
 
 
 def thaw(path: str) -> None:
