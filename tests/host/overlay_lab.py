@@ -70,6 +70,7 @@ class Host:
     root: Path
     transport: Transport
     serial: int
+    underlay: int = 4  # the version of the addresses at which nodes reach each other
     overlays: list[Overlay] = field(default_factory=list)
 
     @property
@@ -82,7 +83,7 @@ class Host:
 
     @property
     def endpoint(self) -> str:
-        return f"10.199.0.{self.number}"
+        return f"10.199.0.{self.number}" if self.underlay == 4 else f"fd99::{self.number}"
 
     def plan(self, **changes: object) -> Plan:
         plan = Plan(
@@ -135,9 +136,10 @@ class Host:
 class Lab:
     """A switch, and hosts on it."""
 
-    def __init__(self, root: Path, transport: Transport = Transport.VXLAN) -> None:
+    def __init__(self, root: Path, transport: Transport = Transport.VXLAN, underlay: int = 4) -> None:
         self.root = root
         self.transport = transport
+        self.underlay = underlay
         self.serial = next(_serials)  # WireGuard's sockets are by link name, whatever the namespace
         self.switch = root / "switch"
         self.hosts: list[Host] = []
@@ -146,7 +148,7 @@ class Lab:
         run(["ip", "link", "set", "sw0", "up"], namespace=self.switch)
 
     def host(self, number: int) -> Host:
-        host = Host(number, self.root, self.transport, self.serial)
+        host = Host(number, self.root, self.transport, self.serial, self.underlay)
         self.hosts.append(host)
         self.plug(host)
         return host
@@ -157,7 +159,8 @@ class Lab:
         port = f"port{host.number}"
         run(["ip", "link", "add", port, "type", "veth", "peer", "name", "un0", "netns", str(host.namespace)], namespace=self.switch)
         run(["ip", "link", "set", port, "master", "sw0", "up"], namespace=self.switch)
-        run(["ip", "addr", "add", f"{host.endpoint}/24", "dev", "un0"], namespace=host.namespace)
+        length, probing = ("24", []) if host.underlay == 4 else ("64", ["nodad"])
+        run(["ip", "addr", "add", f"{host.endpoint}/{length}", "dev", "un0", *probing], namespace=host.namespace)
         run(["sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"], namespace=host.namespace)
         for link in ("lo", "un0"):
             run(["ip", "link", "set", link, "up"], namespace=host.namespace)
@@ -173,8 +176,8 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(root: Path, transport: Transport = Transport.VXLAN) -> AsyncIterator[Lab]:
-    made = Lab(root, transport)
+async def lab(root: Path, transport: Transport = Transport.VXLAN, underlay: int = 4) -> AsyncIterator[Lab]:
+    made = Lab(root, transport, underlay)
     try:
         yield made
     finally:

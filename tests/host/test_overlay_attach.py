@@ -181,8 +181,9 @@ async def test_an_address_that_exists_already_is_held_for_its_owner(host: Host) 
     overlay = host.overlay()
     registered = await overlay.register("endpoint", "10.88.1.77")
     assert await overlay.register("endpoint", "10.88.1.77") == registered
+    assert await overlay.register("endpoint", "fd88:0:0:1::4d") == registered
     assert await overlay.describe("endpoint") == registered
-    for owner, address in (("other", "10.88.1.77"), ("other", "10.88.2.77"), ("other", "10.88.1.1")):
+    for owner, address in (("other", "10.88.1.77"), ("other", "10.88.2.77"), ("other", "10.88.1.1"), ("other", "fd88::4d")):
         with pytest.raises(NetworkError, match="cannot give address"):
             await overlay.register(owner, address)
     await overlay.detach("endpoint")

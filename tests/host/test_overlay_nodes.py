@@ -16,7 +16,8 @@ from zlayer_driver.config import Transport
 from zlayer_driver.host import netns
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.host_netns import Attachment
-from zlayer_driver.overlay.plan import Address
+from zlayer_driver.overlay.inspection import look
+from zlayer_driver.overlay.plan import INTERFACE, Address
 
 pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "busybox"), pytest.mark.timeout(180)]
 
@@ -74,6 +75,20 @@ async def test_containers_reach_each_other_in_both_families(nodes: list[Node]) -
     assert await asyncio.to_thread(ping, nodes[0].host.namespace, nodes[1].addresses[0])
 
 
+@pytest.mark.parametrize("transport", [Transport.VXLAN, pytest.param(Transport.WIREGUARD, marks=pytest.mark.needs("wireguard-go"))])
+async def test_an_underlay_of_ipv6_carries_both_families(tmp_path: Path, transport: Transport) -> None:
+    async with lab(tmp_path, transport, underlay=6) as made:
+        one, two = Node(made.host(1)), Node(made.host(2))
+        for node in (one, two):
+            await node.start()
+        await introduce([one, two])
+        assert len(await reaches(one, two)) == 2
+        shown = await asyncio.to_thread(run, ["ip", "link", "show", INTERFACE], namespace=one.place)
+        assert f"mtu {INNER_MTU[transport] - 20} " in shown
+        hops = await look(lambda seen: list(seen.check()), one.host.state_dir, netns_path=str(one.host.namespace))
+        assert all(hop.ok for hop in hops), hops
+
+
 async def test_packets_as_large_as_the_underlay_leaves_arrive_whole(nodes: list[Node]) -> None:
     one, two, _ = nodes
     sender, receiver = netns.Worker(str(one.place)), netns.Worker(str(two.place))
@@ -110,8 +125,8 @@ async def test_nothing_is_broadcast_between_nodes(made: Lab) -> None:
         await node.start()
     await introduce([one, two])
     before = _received(two)
-    assert not await asyncio.to_thread(ping, one.place, "10.88.1.200", wait_s=1)
-    assert not await asyncio.to_thread(ping, one.place, "10.88.9.9", wait_s=1)
+    nobody = ("10.88.1.200", "10.88.9.9", "fd88:0:0:1::c8", "fd88:0:0:9::9")
+    assert not any(await asyncio.gather(*(asyncio.to_thread(ping, one.place, address, wait_s=1) for address in nobody)))
     assert _received(two) == before
 
 

@@ -116,8 +116,8 @@ class Overlay:
         await self.call(_publish, owner, ports)
 
     async def register(self, owner: str, address: str) -> Attachment:
-        """Attach kind ``host_ip``: the address belongs to an endpoint that exists already; it is held for its owner."""
-        number = int(ip_address(address)) - int(self.plan.subnets.v4.network_address)
+        """Attach kind ``host_ip``: the address, of either family, belongs to an endpoint that exists already; it is held for its owner."""
+        number = self.plan.subnets.number(ip_address(address))
         lease = await self.call(lambda core: core.leases.hold(owner, number))
         return Attachment(owner, self.plan.subnets.at(lease.number))
 

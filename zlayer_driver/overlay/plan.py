@@ -61,6 +61,11 @@ class Subnets:
         """The addresses with this number, IPv4 first."""
         return tuple(subnet.network_address + number for subnet in self.each())
 
+    def number(self, address: Address) -> int:
+        """The number of an address, by which `at` gives it; one that nobody may have for an address of elsewhere."""
+        subnet = next((subnet for subnet in self.each() if subnet.version == address.version), None)
+        return int(address) - int(subnet.network_address) if subnet else 0
+
     def numbers(self) -> range:
         """What containers may get: neither the network's own address nor, in IPv4, the broadcast address."""
         return range(_FIRST, min(self.v4.num_addresses - 1, _MOST))
