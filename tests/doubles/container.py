@@ -1,20 +1,17 @@
-#!/usr/bin/python3 -IS
 """A double of Apple's container 1.2; a container is a process of this system. Images are files of ``$DOUBLES/images``."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
-from contextlib import suppress
-from typing import NoReturn
 
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/container.py"))
+from tests.doubles.double import HOME, Doc, load, parse, play, save, tell, usage, whole
 
-from tests.doubles.double import HOME, Doc, load, main, parse, save, usage, whole
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGKILL = 9
 CREATE_FLAGS = {"--init", "--read-only"}
 CREATE_OPTIONS = {
     *("--progress", "--os", "--name", "--env-file", "--cpus", "--memory", "--user", "--workdir", "--entrypoint", "--shm-size"),
@@ -25,10 +22,6 @@ CREATE_REPEATED = {"--env", "--mount", "--ulimit", "--cap-add", "--cap-drop", "-
 def fail(kind: str, message: str) -> NoReturn:
     sys.stderr.write(f'Error: {kind}: "{message}"\n')
     sys.exit(1)
-
-
-def tell(value: object) -> None:
-    print(value if isinstance(value, str) else json.dumps(value))  # noqa: T201 # it is what the tool does
 
 
 def image_of(name: str) -> Doc:
@@ -99,6 +92,8 @@ def environment(found: Doc) -> dict[str, str]:
 
 
 def start(argv: list[str]) -> None:
+    import signal  # noqa: PLC0415 # it takes as long to load as all else
+
     found, (name,) = parse(argv, flags={"--attach"}, least=1, most=1)
     doc = container_of(name)
     if "--attach" not in found:
@@ -109,7 +104,7 @@ def start(argv: list[str]) -> None:
     if pid == 0:
         os.setsid()
         become(doc, doc["argv"], doc["settings"])
-    for number in PASSED_ON:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: os.kill(pid, number))
     save(f"container-{name}", doc | {"pid": pid, "started": True})
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -122,7 +117,7 @@ def start(argv: list[str]) -> None:
 
 
 def become(doc: Doc, argv: list[str], settings: Doc) -> NoReturn:
-    env = {"PATH": os.environ["PATH"], "DOUBLES": HOME, **doc["env"], "CONTAINER": json.dumps(doc)}
+    env = {"PATH": os.environ["PATH"], "DOUBLES": HOME, **doc["env"], "CONTAINER": repr(doc)}
     try:
         os.chdir(settings.get("--workdir", "/"))
         if user := settings.get("--user"):
@@ -136,11 +131,15 @@ def become(doc: Doc, argv: list[str], settings: Doc) -> NoReturn:
 
 
 def end_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    try:
+        os.killpg(pid, SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def kill(argv: list[str]) -> None:
+    import signal  # noqa: PLC0415 # it takes as long to load as all else
+
     found, (name,) = parse(argv, options={"--signal"}, least=1, most=1)
     doc = container_of(name)
     if found.get("--signal") not in signal.Signals.__members__:
@@ -159,8 +158,7 @@ def delete(argv: list[str]) -> None:
         end_group(doc["pid"])
     for entry in os.listdir(HOME):  # noqa: PTH208 # as above
         if entry.startswith(f"exec-{name}-"):
-            with suppress(ProcessLookupError):
-                os.kill(load(entry, 0), signal.SIGKILL)
+            end_group(load(entry, 0))
     os.unlink(f"{HOME}/container-{name}")  # noqa: PTH108 # as above
 
 
@@ -175,6 +173,7 @@ def exec_(argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     pid = os.fork()
     if pid == 0:
+        os.setpgid(0, 0)
         save(f"exec-{name}-{os.getpid()}", os.getpid())
         become(doc | {"env": doc["env"] | environment(found)}, command, doc["settings"] | found)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -278,5 +277,6 @@ VERBS = {
     "system status": status,
 }
 
-if __name__ == "__main__":
-    main("container", VERBS, version="container CLI version 1.2.2")
+
+def main() -> None:
+    play("container", VERBS, version="container CLI version 1.2.2")

@@ -1,12 +1,9 @@
-#!/usr/bin/python3 -IS
 """A double of macOS's cp(1), as far as it clones: the copy is a plain one."""
 
 from __future__ import annotations
 
 import os
 import sys
-
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/cp.py"))
 
 from tests.doubles.double import note, usage
 
@@ -20,7 +17,3 @@ def main() -> None:
         usage(f"cp: {source} is not the content of a directory, or {target} is none")
     note(["cp", *argv])
     os.execv("/bin/cp", ["cp", "-R", "-p", source, target])  # it becomes it
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,27 @@
-"""What the doubles of tools have in common. They start in a moment: nothing is imported that is not needed."""
+"""What the doubles of tools have in common.
+
+They start in a moment, for tests start thousands: nothing is imported that is not needed, and state is kept as Python writes it, which JSON
+that a test has written is too, but for three names.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from typing import Any, NoReturn
+
+    Doc = dict[str, Any]
+    Verb = Callable[[list[str]], None]
+else:
+    Doc = dict
 
 HOME = os.environ["DOUBLES"]
 USAGE = 64
-Doc = dict[str, Any]
-Verb = Callable[[list[str]], None]
+_JSON = {"__builtins__": {}, "true": True, "false": False, "null": None}
 
 
 def usage(message: str) -> NoReturn:
@@ -62,6 +72,15 @@ def _take(found: Doc, word: str, rest: list[str], *, known: Collection[str]) -> 
         found[word] = rest.pop(0)
 
 
+def tell(value: object) -> None:
+    """As JSON, unless it is text."""
+    if not isinstance(value, str):
+        import json  # noqa: PLC0415 # it takes as long to load as all else
+
+        value = json.dumps(value)
+    sys.stdout.write(f"{value}\n")
+
+
 def whole(text: str, most: int = 1 << 40) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= most):
         usage(f"'{text}' is no number from 1 to {most}")
@@ -71,27 +90,27 @@ def whole(text: str, most: int = 1 << 40) -> int:
 def load(name: str, default: Any) -> Any:
     try:
         with open(f"{HOME}/{name}") as file:  # noqa: PTH123 # pathlib costs half of a double's start
-            return json.load(file)
+            return eval(file.read(), dict(_JSON))
     except FileNotFoundError:
         return default
 
 
 def save(name: str, value: Any) -> None:
     with open(f"{HOME}/{name}.{os.getpid()}", "w") as file:  # noqa: PTH123 # as above
-        json.dump(value, file)
+        file.write(repr(value))
     os.rename(f"{HOME}/{name}.{os.getpid()}", f"{HOME}/{name}")  # noqa: PTH104 # as above
 
 
 def note(argv: list[str]) -> None:
     fd = os.open(f"{HOME}/calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(fd, json.dumps(argv).encode() + b"\n")
+    os.write(fd, repr(argv).encode() + b"\n")
     os.close(fd)
 
 
-def main(name: str, verbs: Mapping[str, Verb], *, version: str, version_flag: str = "--version") -> None:
+def play(name: str, verbs: Mapping[str, Verb], *, version: str, version_flag: str = "--version") -> None:
     argv = sys.argv[1:]
     if argv == version_flag.split():
-        print(version)  # noqa: T201 # it is what the tool does
+        tell(version)
         return
     for words in (2, 1):
         if len(argv) >= words and (verb := verbs.get(" ".join(argv[:words]))):

@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 """A double of krunvm 0.2.6; a machine is a process of this system, which finds its own settings in the variable KRUN.
 
 Images are files of ``$DOUBLES/images``; a machine of one that is ``deaf`` ignores SIGTERM.
@@ -6,19 +5,20 @@ Images are files of ``$DOUBLES/images``; a machine of one that is ``deaf`` ignor
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
-from typing import NoReturn
 
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/krunvm.py"))
-from tests.doubles.double import HOME, Doc, load, main, parse, save, usage, whole
+from tests.doubles.double import HOME, Doc, load, parse, play, save, tell, usage, whole
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def fail(message: str) -> NoReturn:
     """As krunvm does: on the standard output, with exit(-1)."""
-    print(message, flush=True)  # noqa: T201 # it is what the tool does
+    tell(message)
+    sys.stdout.flush()
     sys.exit(255)
 
 
@@ -41,7 +41,7 @@ def create(argv: list[str]) -> None:
         sys.stderr.write(f"Error: initializing source docker://{image}: reading manifest: manifest unknown\n")
         fail("buildah returned an error: ")
     save("krunvm.json", {**machines, name: machine})
-    print(f"microVM created with name: {name}")  # noqa: T201 # it is what the tool does
+    tell(f"microVM created with name: {name}")
 
 
 def volume(text: str) -> tuple[str, str]:
@@ -57,9 +57,11 @@ def start(argv: list[str]) -> None:
     if not all("=" in entry for entry in found["--env"]):
         usage("an --env needs KEY=VALUE")
     image = image_of(machine["image"]) or fail("its image is gone")
-    env = {"HOSTNAME": name, "HOME": "/root", "PATH": os.environ["PATH"], "DOUBLES": HOME, "KRUN": json.dumps(machine)}
+    env = {"HOSTNAME": name, "HOME": "/root", "PATH": os.environ["PATH"], "DOUBLES": HOME, "KRUN": repr(machine)}
     command = command or image["cmd"]
     if image.get("deaf"):
+        import signal  # noqa: PLC0415 # it takes as long to load as all else
+
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.chdir(machine["workdir"] or "/")
     try:
@@ -77,5 +79,5 @@ def delete(argv: list[str]) -> None:
     save("krunvm.json", machines)
 
 
-if __name__ == "__main__":
-    main("krunvm", {"create": create, "start": start, "delete": delete}, version="krunvm 0.2.6")
+def main() -> None:
+    play("krunvm", {"create": create, "start": start, "delete": delete}, version="krunvm 0.2.6")

@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 """A double of macOS's sandbox-exec(1): it reads the profile, checks the parameters and becomes the command, without a sandbox.
 
 With ``$DOUBLES/no-sandbox``, none can be applied.
@@ -9,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import NoReturn
-
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/sandbox_exec.py"))
 
 from tests.doubles.double import HOME, load, note, parse, usage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 BAD_PROFILE, NOT_APPLIED = 65, 71
 OPERATIONS = {
@@ -59,7 +59,3 @@ def main() -> None:
         os.execvpe(command[0], command, {**os.environ, "DOUBLES": HOME})  # it becomes it
     except OSError as error:
         fail(f"execvp() of '{command[0]}' failed: {error.strerror}", NOT_APPLIED)
-
-
-if __name__ == "__main__":
-    main()

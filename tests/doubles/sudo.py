@@ -1,12 +1,9 @@
-#!/usr/bin/python3 -IS
 """A double of the sudo in a macOS guest, for users by their numbers."""
 
 from __future__ import annotations
 
 import os
 import sys
-
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/sudo.py"))
 
 from tests.doubles.double import parse, usage
 
@@ -21,7 +18,3 @@ def main() -> None:
         os.setgid(group)
         os.setuid(user)
     os.execvp(command[0], command)  # it becomes it
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 """A double of tart 2.32; what runs in a machine runs on this system, with the machine's own home directory.
 
 Images are files of ``$DOUBLES/images``. With ``$DOUBLES/full``, no machine starts; with a FIFO
@@ -7,17 +6,15 @@ Images are files of ``$DOUBLES/images``. With ``$DOUBLES/full``, no machine star
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import time
-from contextlib import suppress
-from typing import NoReturn
 
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/tart.py"))
+from tests.doubles.double import HOME, Doc, load, parse, play, save, tell, usage, whole
 
-from tests.doubles.double import HOME, Doc, load, main, parse, save, usage, whole
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 LEAST_MIB = 4096
 POLL_S = 0.01
@@ -26,10 +23,6 @@ POLL_S = 0.01
 def fail(message: str, status: int = 1) -> NoReturn:
     sys.stderr.write(f"{message}\n")
     sys.exit(status)
-
-
-def tell(text: str) -> None:
-    print(text)  # noqa: T201 # it is what the tool does
 
 
 def machine_of(name: str) -> Doc:
@@ -78,7 +71,7 @@ def get(argv: list[str]) -> None:
     found, (name,) = parse(argv, options={"--format"}, least=1, most=1)
     if found.get("--format") != "json":
         usage("only JSON can be read by a program")
-    tell(json.dumps(machine_of(name)))
+    tell(machine_of(name))
 
 
 def set_(argv: list[str]) -> None:
@@ -90,6 +83,8 @@ def set_(argv: list[str]) -> None:
 
 
 def run(argv: list[str]) -> None:
+    import signal  # noqa: PLC0415 # it takes as long to load as all else
+
     found, (name,) = parse(argv, flags={"--no-graphics", "--no-audio", "--no-clipboard"}, repeated={"--dir"}, least=1, most=1)
     machine = machine_of(name)
     if "--no-graphics" not in found:
@@ -97,8 +92,8 @@ def run(argv: list[str]) -> None:
     shares = dict(map(share, found["--dir"]))
     if load("full", None):
         fail("The number of VMs exceeds the system limit")
-    with suppress(FileNotFoundError):
-        os.close(os.open(f"{HOME}/boots-for-ever", os.O_WRONLY))
+    if os.access(fifo := f"{HOME}/boots-for-ever", os.F_OK):
+        os.close(os.open(fifo, os.O_WRONLY))
         signal.pause()
     save(f"tart-{name}", machine | {"shares": shares, "audio": "--no-audio" not in found, "clipboard": "--no-clipboard" not in found})
     os.makedirs(f"{HOME}/guest-{name}", exist_ok=True)  # noqa: PTH103 # pathlib costs half of a double's start
@@ -148,7 +143,7 @@ def list_(argv: list[str]) -> None:
     found, _ = parse(argv, options={"--source", "--format"}, most=0)
     if found != {"--source": "oci", "--format": "json"}:
         usage(f"{found} is not how images are listed")
-    tell(json.dumps([{"Source": "OCI", "Name": image, "Disk": 50, "Size": 30, "State": "stopped"} for image in load("tart.oci", [])]))
+    tell([{"Source": "OCI", "Name": image, "Disk": 50, "Size": 30, "State": "stopped"} for image in load("tart.oci", [])])
 
 
 def delete(argv: list[str]) -> None:
@@ -174,5 +169,6 @@ VERBS = {
     "delete": delete,
 }
 
-if __name__ == "__main__":
-    main("tart", VERBS, version="2.32.1")
+
+def main() -> None:
+    play("tart", VERBS, version="2.32.1")

@@ -6,7 +6,7 @@ understood in ``$DOUBLES/calls``. What they have in common is in `tests.doubles.
 
 from __future__ import annotations
 
-import json
+import ast
 from pathlib import Path
 
 BIN = Path(__file__).with_name("bin")
@@ -15,4 +15,4 @@ BIN = Path(__file__).with_name("bin")
 def calls(home: Path) -> list[list[str]]:
     """The command lines so far, the tool's name first, oldest first."""
     log = home / "calls"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [ast.literal_eval(line) for line in log.read_text().splitlines()] if log.exists() else []

@@ -22,7 +22,8 @@ from zlayer_driver.host.logs import log_ends
 from zlayer_driver.host.processes import capture, reap, spawn
 from zlayer_driver.model import Exit, TaskSpec
 
-KEEPER: Final = (sys.executable, "-I", "-S", str(Path(__file__).with_name("tool_keeper.py")))
+_KEEPER = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tool_keeper; sys.exit(tool_keeper.main())"
+KEEPER: Final = (sys.executable, "-I", "-S", "-c", _KEEPER)  # a module is compiled once, and a script at each of its starts
 _END_TIMEOUT_S = 30.0
 _UNKNOWN_CODE = 255
 _SAME_START_S = 2.0

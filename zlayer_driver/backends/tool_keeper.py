@@ -1,6 +1,6 @@
 """Stands beside a container for as long as it lives: starts its command, passes signals on, writes down how it ended.
 
-A program of its own, run by its path, that imports the standard library alone and needs nothing but POSIX: it takes the place of conmon
+A program of its own, without the rest of the package, that imports the standard library alone and needs only POSIX: it takes the place of conmon
 where there is none. It outlives the driver, and holds what it inherits, such as spare ends of log FIFOs.
 
 ``keep DIR`` comes back once the command runs, or has failed with the reason in ``DIR/failed``. It finds and leaves there
@@ -219,5 +219,5 @@ def _control_terminal() -> None:
     termios.tcsetattr(0, termios.TCSANOW, modes)
 
 
-if __name__ == "__main__":
-    sys.exit({"keep": keep, "enter": enter}[sys.argv[1]](sys.argv[2]))
+def main() -> int:
+    return {"keep": keep, "enter": enter}[sys.argv[1]](sys.argv[2])
