@@ -1,29 +1,30 @@
-#!/usr/bin/python3 -IS
 """A double of ctr 2.3.4 and of the containerd and runhcs shim behind it; a Windows container is a process of this Linux.
 
-Below ``$DOUBLES``: ``ctr.json`` has the ``registry`` (a digest per reference), ``content`` a document per digest, ``images`` and ``containers``
+Below ``$DOUBLES``: ``ctr.json`` has the ``registry`` (a digest per reference) and the ``auth`` that it may ask for, ``content`` a document per digest, ``images`` and ``containers``
 what it says; ``tasks`` has for each its pids, and its exit status when it has ended; ``events`` a FIFO for each who listens.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
 
+from tests.doubles.double import HOME, load, note, parse, save, usage, whole
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable, Iterable
+    from typing import NoReturn
 
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/ctr.py"))
-from tests.doubles.double import HOME, Doc, load, note, parse, save, usage, whole
+    from tests.doubles.double import Doc
 
 FIRST = ["--address", r"\\.\pipe\containerd-containerd", "--namespace", "zlayer"]
 FILTERS = ['namespace==zlayer,topic=="/tasks/exit"', 'namespace==zlayer,topic=="/containers/update"']
+LOGGER_TIMEOUT_S = 10
+USERS = ("ContainerUser", "ContainerAdministrator")
 CONTROL_C_EXIT = 0xC000013A  # how a Windows process ends that a control event ends
 SIGNALS = {15: signal.SIGTERM, 6: signal.SIGTERM, 1: signal.SIGHUP, 2: signal.SIGINT, 5: signal.SIGHUP, 9: signal.SIGKILL}
 NO_FILE = "hcs::System::CreateProcess {}: The system cannot find the file specified.: unknown"
@@ -47,12 +48,16 @@ def unknown(container: str) -> str:
 
 
 def emit(topic: str, event: Doc) -> None:
+    import json  # noqa: PLC0415 # it costs half of a double's start
+
     line = f"2026-11-24 18:00:00.123456789 +0000 UTC zlayer {topic} {json.dumps(event)}\n".encode()
     for name in names(f"{HOME}/events"):
-        with suppress(OSError):
+        try:
             fd = os.open(f"{HOME}/events/{name}", os.O_WRONLY | os.O_NONBLOCK)
-            os.write(fd, line)
-            os.close(fd)
+        except OSError:  # nobody listens there any more
+            continue
+        os.write(fd, line)
+        os.close(fd)
 
 
 def read(path: str) -> str | None:
@@ -61,6 +66,13 @@ def read(path: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def send(how: Callable[[int, int], None], pid: int, number: int) -> None:
+    try:
+        how(pid, number)
+    except ProcessLookupError:
+        return
 
 
 def names(directory: str) -> list[str]:
@@ -95,9 +107,9 @@ def images_pull(argv: list[str]) -> None:
     found, (name,) = parse(argv, flags={"--plain-http"}, options={"--snapshotter", "--platform", "--user"}, least=1, most=1)
     if found.get("--snapshotter") != "windows" or found.get("--platform") not in ("windows/amd64", "windows/arm64"):
         usage(f"only a Windows image can be unpacked: {found}")
-    if ":" not in found.get("--user", ":"):
-        usage("ctr would ask a terminal for the password")
     settings = load("ctr.json", {})
+    if found.get("--user", settings.get("auth")) != settings.get("auth"):
+        fail(f"failed to resolve image: {name}: unexpected status from HEAD request: 401 Unauthorized")
     if name not in settings["registry"] or found.get("--plain-http", False) != (name in settings.get("plain", [])):
         fail(f"failed to resolve image: {name}: not found")
     save("images", {**load("images", {}), name: settings["registry"][name]})
@@ -151,8 +163,17 @@ def run(argv: list[str]) -> None:
         usage(f"a container of ours is run otherwise: {found}")
     for key in limits.keys() & found:
         whole(found[key], limits[key])
-    if not all(label.startswith("zlayer.task=") for label in found["--label"]):
+    if [container_of(label) for label in found["--label"]] != [name]:
         usage(f"no label of ours: {found['--label']}")
+    if os.path.basename(os.path.dirname(found.get("--env-file", ""))) != name:  # noqa: PTH119, PTH120 # as above
+        usage(f"the variables of another container: {found.get('--env-file')}")
+    if found.get("--user", USERS[0]) not in USERS:
+        fail(f"no such user: {found['--user']}")
+    for mount in found["--mount"]:
+        check_mount(mount)
+    if not os.access(found.get("--cwd", "/"), os.X_OK):
+        fail("The directory name is invalid.")
+    check_log_uri(found.get("--log-uri", ""))
     if image not in load("images", {}):
         fail(f'image "{image}": not found')
     spec = {key: found.get(key) for key in ("--isolated", "--cni", "--cwd", "--user", "--mount", *limits)}
@@ -161,9 +182,37 @@ def run(argv: list[str]) -> None:
     )
 
 
+def container_of(label: str) -> str:
+    import hashlib  # noqa: PLC0415 # it costs a good part of a double's start
+
+    return f"zlayer-{hashlib.sha256(label.removeprefix('zlayer.task=').encode()).hexdigest()[:32]}"
+
+
+def check_log_uri(text: str) -> list[str]:
+    """The logging driver and its two arguments; hcsshim takes no scheme but this."""
+    from urllib.parse import parse_qsl, unquote, urlsplit  # noqa: PLC0415 # as above
+
+    uri = urlsplit(text)
+    words = [unquote(uri.path), *(word for pair in parse_qsl(uri.query, strict_parsing=True) for word in pair)]
+    if uri.scheme != "binary" or len(words) != 3 or not all(os.access(word, os.R_OK) for word in words):
+        fail(f"scheme must be 'binary', got: '{text}'")
+    return words
+
+
+def check_mount(text: str) -> None:
+    import csv  # noqa: PLC0415 # as above
+
+    (words,) = csv.reader([text])
+    fields = dict(word.split("=", 1) for word in words)
+    if fields.keys() != {"type", "src", "dst", "options"} or fields["type"] != "bind" or not os.access(fields["src"], os.F_OK):
+        fail(f"mount {text!r} not supported")
+    if fields["options"] not in ("rbind:ro", "rbind:rw"):
+        fail(f"mount options {fields['options']!r} not supported")
+
+
 def image_command(image: str) -> list[str]:
-    manifest = json.loads(read(f"content/{load('images', {})[image]}") or "{}")
-    config = json.loads(read(f"content/{manifest['config']['digest']}") or "{}").get("config", {})
+    manifest = load(f"content/{load('images', {})[image]}", {})
+    config = load(f"content/{manifest['config']['digest']}", {}).get("config", {})
     return [*config.get("Entrypoint", []), *config.get("Cmd", [])]
 
 
@@ -212,9 +261,12 @@ def shim(name: str, command: list[str], log_uri: str, spec: Doc, outcome: int) -
     os.close(outcome)
     status = child.wait()
     for pid in [child.pid, *execs(name)]:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    logger.wait()
+        send(os.killpg, pid, signal.SIGKILL)
+    try:
+        logger.wait(LOGGER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        logger.kill()
+        logger.wait()
     code = status if status >= 0 else 1 if status == -signal.SIGKILL else CONTROL_C_EXIT
     save(f"tasks/{name}/exit", code)
     emit("/tasks/exit", {"container_id": name, "id": name, "pid": child.pid, "exit_status": code, "exited_at": {"seconds": 1}})
@@ -224,20 +276,14 @@ def shim(name: str, command: list[str], log_uri: str, spec: Doc, outcome: int) -
 def start_logger(directory: str, name: str, log_uri: str, outcome: int) -> tuple[subprocess.Popen[bytes], list[int]]:
     """As hcsshim's `NewBinaryIO`: the driver opens and closes the pipe CONTAINER_WAIT when it is ready."""
     import subprocess  # noqa: PLC0415 # as above
-    from urllib.parse import parse_qsl, unquote, urlsplit  # noqa: PLC0415 # as above
 
-    uri = urlsplit(log_uri)
-    words = [word for pair in parse_qsl(uri.query, strict_parsing=True) for word in pair]
-    if uri.scheme != "binary" or len(words) != 2:
-        os.write(outcome, f"scheme must be 'binary', got: '{log_uri}'".encode())
-        os._exit(1)
     pipes = {f"CONTAINER_{stream}": f"{directory}/{stream.lower()}" for stream in ("STDOUT", "STDERR", "WAIT")}
     for path in pipes.values():
         os.mkfifo(path)
     ends = [os.open(pipes[f"CONTAINER_{stream}"], os.O_RDWR) for stream in ("STDOUT", "STDERR")]
     env = {"CONTAINER_ID": name, "CONTAINER_NAMESPACE": "zlayer", **pipes}
     try:
-        logger = subprocess.Popen([unquote(uri.path), *words], env=env)
+        logger = subprocess.Popen(check_log_uri(log_uri), env=env)
     except OSError as error:
         os.write(outcome, f"failed to start binary logger: {error}".encode())
         os._exit(1)
@@ -246,7 +292,16 @@ def start_logger(directory: str, name: str, log_uri: str, outcome: int) -> tuple
 
 
 def execs(name: str) -> Iterable[int]:
-    return [int(read(f"tasks/{name}/{file}") or 0) for file in names(f"{HOME}/tasks/{name}") if file.startswith("exec-")]
+    return [process(f"tasks/{name}/{file}") for file in names(f"{HOME}/tasks/{name}") if file.startswith("exec-")]
+
+
+def process(file: str) -> int:
+    """Of a command whose ctr was killed while it began it, as soon as there is one; no process has the number that there is else."""
+    for _ in range(500):
+        if pid := int(read(file) or 0):
+            return pid
+        time.sleep(0.002)
+    return 1 << 30
 
 
 def tasks_list(argv: list[str]) -> None:
@@ -265,16 +320,14 @@ def tasks_kill(argv: list[str]) -> None:
     pid = read(f"{directory}/{found.get('--exec-id', 'pid')}")
     if pid is None or ("--exec-id" not in found and read(f"{directory}/exit") is not None):
         fail("process already finished: not found")
-    with suppress(ProcessLookupError):
-        (os.killpg if number == signal.SIGKILL else os.kill)(int(pid), SIGNALS[number])
+    send(os.killpg if number == signal.SIGKILL else os.kill, process(f"{directory}/{found.get('--exec-id', 'pid')}"), SIGNALS[number])
 
 
 def tasks_delete(argv: list[str]) -> None:
     found, (name,) = parse(argv, flags={"--force"}, least=1, most=1)
     directory = task_dir(name)
     if "--force" in found:
-        with suppress(ProcessLookupError):
-            os.killpg(int(read(f"{directory}/pid") or 0), signal.SIGKILL)
+        send(os.killpg, int(read(f"{directory}/pid") or 0), signal.SIGKILL)
         while read(f"{directory}/exit") is None:
             time.sleep(0.002)
     code = read(f"{directory}/exit")
@@ -296,15 +349,18 @@ def tasks_exec(argv: list[str]) -> None:
     directory, given = task_dir(name), found.get("--exec-id") or usage('Required flag "exec-id" not set')
     if not given.startswith("exec-") or found.get("--user", "ContainerUser") not in ("ContainerUser", "ContainerAdministrator"):
         fail(f"no such user: {found}")
-    import subprocess  # noqa: PLC0415 # as above
-
     env = {"PATH": "/usr/bin:/bin", "DOUBLES": HOME, **load(f"containers/{name}", {})["env"]}
-    try:
-        child = subprocess.Popen(command, env=env, cwd=found.get("--cwd", "/"), start_new_session=True)
-    except OSError:
-        fail(NO_FILE.format(name))
-    save(f"{directory}/{given}", child.pid)
-    sys.exit(child.wait())
+    save(f"{directory}/{given}", 0)
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        save(f"{directory}/{given}", os.getpid())
+        os.chdir(found.get("--cwd", "/"))
+        try:
+            os.execvpe(command[0], command, env)
+        except OSError:
+            sys.stderr.write(f"ctr: {NO_FILE.format(name)}\n")
+            os._exit(1)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def tasks_metrics(argv: list[str]) -> None:
@@ -365,7 +421,8 @@ VERBS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
+    argv = sys.argv[1:]
     note(["ctr.exe", *argv])
     if argv[:4] != FIRST:
         fail(f"cannot access socket {argv[1:2]}: The system cannot find the file specified.")
@@ -374,7 +431,3 @@ def main(argv: list[str]) -> None:
             verb(argv[4 + words :])
             return
     usage(f"No help topic for {argv[4:]}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

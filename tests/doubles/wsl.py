@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 """A double of wsl.exe 2.9.4; this Linux is its one distro.
 
 ``$DOUBLES/wsl.json`` has the distro's ``name``, the ``driver`` that is installed in it, and the ``state_dir`` that is asked for. It may say
@@ -9,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
 
-sys.path.insert(0, os.path.realpath(__file__).removesuffix("/tests/doubles/wsl.py"))
 from tests.doubles.double import load, note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 SETTINGS = load("wsl.json", {})
 INSIDE = ["--distribution", SETTINGS.get("name"), "--user", "root", "--cd", "/", "--exec"]
@@ -59,7 +60,8 @@ def inside(program: str, argv: list[str]) -> NoReturn:
     os.execve(path, [program, *argv], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "WSL_DISTRO_NAME": SETTINGS["name"]})
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
+    argv = sys.argv[1:]
     note(["wsl.exe", *argv])
     if argv == ["--list", "--verbose"]:
         listing()
@@ -69,7 +71,3 @@ def main(argv: list[str]) -> None:
         fail(NO_DISTRO)
     else:
         fail(INVALID.format(argv[0] if argv else ""))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

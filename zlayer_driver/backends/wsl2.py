@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -40,6 +41,7 @@ from zlayer_driver.host.commands import leave, run
 from zlayer_driver.model import Exit, Fingerprint, Handle, Health, Target, TaskSpec
 
 DISTRO: Final = "zlayer"
+_WSL: Final = "wsl.exe"
 PROGRAM: Final = "/usr/local/bin/zlayer-driver"
 _LIST_TIMEOUT_S: Final = 60.0
 # One a container, by the lock. It says when it has the FIFOs (see `wsl2_agent`), whose opening never waits for a writer, as it would by
@@ -57,8 +59,8 @@ def make(context: Context) -> Wsl2Backend:
 
 
 def missing(_config: PluginConfig) -> str:
-    """Nothing that could be told without starting WSL: `Wsl2Backend.probe` tells it."""
-    return ""
+    """What it needs and this node lacks, with the cure. Whether the distro is there, only WSL can tell: `Wsl2Backend.probe` asks it."""
+    return "" if shutil.which(_WSL) else f"{_WSL} is not installed: run wsl --install, and then {_HINT}"
 
 
 class Wsl2Backend(Calls):
@@ -73,7 +75,7 @@ class Wsl2Backend(Calls):
 
     async def probe(self) -> Fingerprint:
         try:
-            listed = await run(["wsl.exe", "--list", "--verbose"], env=self._env, timeout_s=_LIST_TIMEOUT_S)
+            listed = await run([_WSL, "--list", "--verbose"], env=self._env, timeout_s=_LIST_TIMEOUT_S)
             _check(listed.status, listed.stdout)
             inner: Fingerprint = await self._remote.call(Backend.probe)
         except Unsupported as error:
@@ -112,7 +114,7 @@ class Wsl2Backend(Calls):
 
 
 def _inside(program: str) -> list[str]:
-    return ["wsl.exe", "--distribution", DISTRO, "--user", "root", "--cd", "/", "--exec", program]
+    return [_WSL, "--distribution", DISTRO, "--user", "root", "--cd", "/", "--exec", program]
 
 
 def _check(status: int, told: bytes) -> None:
