@@ -22,6 +22,7 @@ from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime
 from zlayer_driver.composite import Composite
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound
+from zlayer_driver.host import cgroups
 from zlayer_driver.model import OS, Device, Exit, Handle, ImageFacts, Mount, Network, Resources, Security, Target
 from zlayer_driver.node import Node
 from zlayer_driver.readings import ExecOptions
@@ -116,6 +117,8 @@ async def test_what_a_guest_uses_is_counted(root: Path, images: OneImage, found:
     task = handle("one", await vms.start(shell("one", script, resources=limits, stdout_path=str(root / "out"))))
     qemu = child_of(root, task, "qemu")
     assert os.sched_getaffinity(qemu) == {0}
+    group = cgroups.trees().v1.get("cpu", Path("/nowhere")) / bundle_of(root, "one").cgroup.strip("/")
+    assert not group.exists() or (group / "cpu.shares").read_text() == "100\n"
     assert f"{bundle_of(root, 'one').cgroup}\n" in Path(f"/proc/{qemu}/cgroup").read_text()
     with (root / "out").open() as out:
         assert out.readline() == "ready\n"

@@ -28,6 +28,7 @@ from zlayer_driver.host.steering import Link, Route
 from zlayer_driver.image.values import Image
 from zlayer_driver.model import Resources
 
+_BOOT_SHARES = 1024  # of a process that nobody has limited
 _BOOT_TIMEOUT_S = 50.0  # below what a supervisor gives its runtime
 _HANG_TIMEOUT_S = 60.0
 _MONITOR = ("-I", "-m", "zlayer_driver.guest.monitor")
@@ -184,6 +185,15 @@ def _link(making: Making) -> Link | None:
 
 
 async def _make_cgroup(making: Making) -> None:
+    await asyncio.to_thread(limit, making.bundle, _while_it_boots(making.task.resources))
+
+
+def _while_it_boots(wanted: Resources) -> Resources:
+    """A boot is two seconds of work, which a small share of a busy node would make minutes of."""
+    return replace(wanted, cpu_shares=_BOOT_SHARES if wanted.cpu_shares else 0)
+
+
+async def _hold(making: Making) -> None:
     await asyncio.to_thread(limit, making.bundle, making.task.resources)
 
 
@@ -216,7 +226,7 @@ async def _describe_guest(making: Making) -> None:
     plan = {
         "qemu": [*(steering.entering(task.network.netns_path) if task.network.mode == "path" else ()), *qemu],
         "virtiofsd": machine.share_command(bundle.dir / "share") if shares else [],
-        "groups": [str(group) for group in await asyncio.to_thread(limit, bundle, task.resources)],
+        "groups": [str(group) for group in await asyncio.to_thread(limit, bundle, _while_it_boots(task.resources))],
         "boot_timeout_s": _BOOT_TIMEOUT_S,
         "hang_timeout_s": hang_timeout_s,
     }
@@ -246,5 +256,6 @@ VM_STEPS = (
     Step("cgroup", _make_cgroup, _remove_cgroup),
     Step("guest", _describe_guest, nothing),
     replace(CONTAINER, undo=_remove_vm),
+    Step("limits", _hold, nothing),
     RUN,
 )
