@@ -1,43 +1,47 @@
-"""How long a pull takes, from a registry on loopback to directories that can be mounted, beside podman and skopeo with umoci.
+"""How long a pull takes, from a registry on loopback to directories that can be mounted, beside podman, skopeo with umoci, and the floor.
 
-The peers get fresh storage each round and take turns, round by round, in one run. The image is made of this machine's own files: one large layer,
-and one of 5,000 small files. The floors are what no tool can go below: hashing and inflating the largest layer, and writing the same files.
-Run as root: ``python -m benchmarks.bench_pull [--mb 70] [--rounds 5] [--dir DIR] [--how gzip|zstd]``; DIR chooses the file system.
+The images are made of this machine's own files: one large layer, and one of 5,000 small files. All storage is fresh in each round. The floor
+is what no tool can go below: hashing and inflating the largest layer, or writing the same files, whichever is slower.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import io
-import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from benchmarks.conftest import Versus
 from tests.doubles import registry
-from tests.doubles.images import Built, archive, directory, image, member
+from tests.doubles.images import archive, directory, image, member
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.image.stream import inflated
 from zlayer_driver.image.values import Limits
 from zlayer_driver.model import PullPolicy
 
+pytestmark = [pytest.mark.needs("root", "linux", "docker-registry", "podman", "skopeo", "umoci"), pytest.mark.timeout(600)]
+
 SMALL_FILES = 5_000
 SOURCES = ("/usr/lib", "/usr/bin", "/usr/share")
+PLACES = {"memory": "/dev/shm", "disk": tempfile.gettempdir()}
+ROUNDS = {70: 3, 400: 1}
 
 
 def large_layer(compressed_mb: int) -> bytes:
-    """Files of this machine until they make about so many MB of gzip."""
+    """Files of this machine that make about so many MB of gzip."""
     out = io.BytesIO()
-    budget = compressed_mb * 2_900_000
+    budget = compressed_mb * 2_000_000
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in files():
             if budget <= 0:
@@ -65,67 +69,104 @@ def small_layer() -> bytes:
     return archive(directory("app"), *(directory(f"app/pkg{number:03d}") for number in range(SMALL_FILES // 50)), *members)
 
 
-class Peers:
-    """Each pulls ``reference`` into fresh storage below ``root``; a round's storage is moved aside, because deleting slows the next one."""
+@dataclass(frozen=True)
+class Served:
+    """An image in a registry, its largest blob, and its layers as they were."""
 
-    def __init__(self, reference: str, root: Path) -> None:
-        self.reference = reference
-        self.root = root
-        self.peers: dict[str, Callable[[Path], None]] = {"zlayer": self.ours}
-        if shutil.which("podman"):
-            self.peers["podman"] = self.podman
-        if shutil.which("skopeo") and shutil.which("umoci"):
-            self.peers["skopeo+umoci"] = self.skopeo_umoci
+    reference: str
+    blob: bytes
+    layers: tuple[bytes, ...]
+    rounds: int
 
-    def ours(self, storage: Path) -> None:
-        asyncio.run(self._pull(storage))
 
-    async def _pull(self, storage: Path) -> None:
-        store = ImageStore(storage)
-        await store.pull(self.reference, policy=PullPolicy.ALWAYS, auth=None)
-        await store.close()
+@pytest.fixture(scope="module", params=ROUNDS, ids=lambda mb: f"{mb}MB")
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    layers = (large_layer(request.param), small_layer())
+    built = image(layers)
+    with tempfile.TemporaryDirectory(prefix="zlayer-bench-", dir=PLACES["memory"]) as work, registry.running(Path(work)) as server:
+        yield Served(server.push(built, "bench", "1"), max(built.blobs.values(), key=len), layers, ROUNDS[request.param])
 
-    def podman(self, storage: Path) -> None:
-        options: list[str | Path] = ["--root", storage / "root", "--runroot", storage / "run", "--storage-driver", "overlay"]
-        run("podman", *options, "pull", "-q", "--tls-verify=false", self.reference)
 
-    def skopeo_umoci(self, storage: Path) -> None:
-        run("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{self.reference}", f"oci:{storage}/oci:x")
-        run("umoci", "unpack", "--image", f"{storage}/oci:x", storage / "bundle")
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="zlayer-bench-", dir=PLACES[request.param]) as made:
+        yield Path(made)
 
-    def measure(self, rounds: int) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {name: [] for name in self.peers}
-        for number in range(rounds):
-            for name, pull in self.peers.items():
-                storage = self.root / f"{name}-{number}"
-                storage.mkdir()
-                os.sync()
-                began = time.perf_counter()
-                pull(storage)
-                seconds[name].append(time.perf_counter() - began)
+
+Pull = Callable[[Path], float | None]  # into a directory; may tell the seconds that count
+
+
+def fresh(place: Path, pull: Pull) -> Callable[[], float]:
+    """Each call pulls into a new directory. In memory it goes at once; on a disk that would slow the next round, so it waits for the end."""
+
+    def timed() -> float:
+        storage = Path(tempfile.mkdtemp(dir=place))
+        if not _in_memory(place):
+            os.sync()
+        began = time.perf_counter()
+        told = pull(storage)
+        seconds = time.perf_counter() - began if told is None else told
+        if _in_memory(place):
+            shutil.rmtree(storage)
         return seconds
 
-
-def run(*argv: str | Path) -> None:
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return timed
 
 
-def floors(built: Built, how: str, layers: list[bytes], root: Path) -> dict[str, float]:
-    """Seconds of sha256 and inflate over the largest layer, and of plain writes of all files."""
-    largest = max(built.blobs.values(), key=len)
-    began = time.perf_counter()
-    hashlib.sha256(largest)
-    for _ in inflated([largest], how, Limits()):
-        pass
-    inflating = time.perf_counter() - began
-    data = [content for layer in layers for content in contents(layer)]
-    root.mkdir()
-    began = time.perf_counter()
-    for number, content in enumerate(data):
-        fd = os.open(root / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        os.write(fd, content)
-        os.close(fd)
-    return {"sha256 + inflate": inflating, "raw writes": time.perf_counter() - began}
+def _in_memory(place: Path) -> bool:
+    return place.is_relative_to(PLACES["memory"])
+
+
+def ours(served: Served) -> Pull:
+    async def work(storage: Path) -> None:
+        store = ImageStore(storage)
+        await store.pull(served.reference, policy=PullPolicy.ALWAYS, auth=None)
+        await store.close()
+
+    return lambda storage: asyncio.run(work(storage))
+
+
+def podman(served: Served) -> Pull:
+    def pull(storage: Path) -> None:
+        places: list[str | Path] = ["--root", storage / "root", "--runroot", storage / "run", "--storage-driver", "overlay"]
+        run(storage, "podman", *places, "pull", "-q", "--tls-verify=false", served.reference)
+
+    return pull
+
+
+def skopeo_and_umoci(served: Served) -> Pull:
+    def pull(storage: Path) -> None:
+        layout = f"{storage}/oci:x"
+        run(storage, "skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{served.reference}", f"oci:{layout}")
+        run(storage, "umoci", "unpack", "--image", layout, storage / "bundle")
+
+    return pull
+
+
+def run(storage: Path, *argv: str | Path) -> None:
+    """Temporary files lie where the storage does, so that a peer in memory is all in memory."""
+    quiet = subprocess.DEVNULL
+    subprocess.run(argv, check=True, stdin=quiet, stdout=quiet, stderr=quiet, env={**os.environ, "TMPDIR": str(storage)})
+
+
+def floor(served: Served) -> Pull:
+    """The slower of the two things that cannot be left out, in seconds."""
+    data = [content for layer in served.layers for content in contents(layer)]
+
+    def work(storage: Path) -> float:
+        began = time.perf_counter()
+        hashlib.sha256(served.blob)
+        for _ in inflated([served.blob], "gzip", Limits()):
+            pass
+        inflating = time.perf_counter() - began
+        began = time.perf_counter()
+        for number, content in enumerate(data):
+            fd = os.open(storage / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            os.write(fd, content)
+            os.close(fd)
+        return max(inflating, time.perf_counter() - began)
+
+    return work
 
 
 def contents(layer: bytes) -> Iterator[bytes]:
@@ -136,31 +177,17 @@ def contents(layer: bytes) -> Iterator[bytes]:
                 yield file.read()
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--mb", type=int, default=70)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()))
-    options.add_argument("--how", choices=["gzip", "zstd"], default="gzip")
-    asked = options.parse_args()
-    layers = [large_layer(asked.mb), small_layer()]
-    built = image(layers, how=asked.how)
-    with tempfile.TemporaryDirectory(dir=asked.dir) as work, registry.running(Path(work)) as server:
-        reference = server.push(built, "bench", "1")
-        lowest = floors(built, asked.how, layers, Path(work, "raw"))
-        seconds = Peers(reference, Path(work)).measure(asked.rounds)
-    ours = statistics.median(seconds["zlayer"])
-    print(
-        f"{sum(map(len, built.blobs.values())) / 1e6:.0f} MB {asked.how}, {sum(map(len, layers)) / 1e6:.0f} MB unpacked, in {asked.dir}, load {os.getloadavg()[0]:.1f}"
-    )
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        print(f"{name:16} median {median:6.2f} s  min {min(taken):6.2f} s  {median / ours:5.2f} x ours")
-    print(
-        json.dumps({name: round(value, 3) for name, value in lowest.items()}),
-        f"ours / slower floor {ours / max(lowest.values()):.2f}",
-    )
+def test_pull_beside_podman(served: Served, place: Path, versus: Versus) -> None:
+    limit = 1 / 3 if _in_memory(place) else 1 / 2
+    versus(fresh(place, ours(served)), fresh(place, podman(served)), against="podman", limit=limit, rounds=served.rounds)
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize("served", [70], indirect=True, ids=["70MB"])
+def test_pull_beside_the_floor(served: Served, place: Path, versus: Versus) -> None:
+    peer = "the slower of sha256 + inflate and raw writes"
+    versus(fresh(place, ours(served)), fresh(place, floor(served)), against=peer, limit=1.5, rounds=2 * served.rounds)
+
+
+@pytest.mark.parametrize("served", [70], indirect=True, ids=["70MB"])
+def test_pull_beside_skopeo_and_umoci(served: Served, place: Path, versus: Versus) -> None:
+    versus(fresh(place, ours(served)), fresh(place, skopeo_and_umoci(served)), against="skopeo + umoci", rounds=served.rounds)
