@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -45,6 +46,11 @@ class PidFd:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._ended: asyncio.Future[None] | None = None
+
+    @classmethod
+    def of_child(cls, pid: int) -> Self:
+        """Of a child that nobody but the caller reaps."""
+        return cls(_exit_fd(pid))
 
     @classmethod
     def open(cls, process: ProcessId) -> Self | None:
@@ -111,3 +117,23 @@ class PidFd:
             self._notice(self._ended.get_loop())  # whoever still waits must not wait for ever
         os.close(self._fd)
         self._fd = -1
+
+
+if sys.platform == "linux":
+
+    def _exit_fd(pid: int) -> int:
+        """An fd that can be read once a child has ended."""
+        return os.pidfd_open(pid)
+
+else:
+
+    def _exit_fd(pid: int) -> int:
+        """A kqueue with that one event, where there are no pidfds."""
+        queue = select.kqueue()
+        try:
+            queue.control([select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)], 0)
+        except ProcessLookupError:  # it is a zombie already
+            reader, writer = os.pipe()
+            os.close(writer)
+            return reader
+        return os.dup(queue.fileno())

@@ -30,7 +30,7 @@ class _Drain:
     """Reads a pipe into memory up to a limit, and past it into nothing, so that the writer never blocks."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
         self.data = bytearray()
         self._left = limit_bytes
@@ -96,7 +96,7 @@ async def reap(child: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> int:
     With ``grace_s`` its own children are killed before it, and it has that long to notice and end: who kills a parent outright leaves its
     children to init, dead or alive.
     """
-    with PidFd(os.pidfd_open(child.pid)) as pidfd:
+    with PidFd.of_child(child.pid) as pidfd:
         try:
             await pidfd.wait()
         finally:

@@ -46,7 +46,7 @@ class Session:
             terminal.setraw(slave)
             ours, theirs = (master, master, master), (slave, slave, slave)
         else:
-            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+            pipes = [os.pipe() for _ in range(3)]
             ours, theirs = (pipes[0][1], pipes[1][0], pipes[2][0]), (pipes[0][0], pipes[1][1], pipes[2][1])
         try:
             child = spawn(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
