@@ -15,6 +15,7 @@ from tests.host.overlay_lab import Host, lab, ping, run
 from zlayer_driver.errors import InvalidSpec, NetworkError
 from zlayer_driver.host import netns, nftables
 from zlayer_driver.model import GroupPort
+from zlayer_driver.overlay.inspection import look
 from zlayer_driver.overlay.networks import Networks
 from zlayer_driver.overlay.overlay import Overlay
 from zlayer_driver.overlay.plan import Subnets
@@ -136,8 +137,12 @@ async def test_containers_reach_the_world_by_their_nodes_address(site: Site) -> 
     overlay = site.overlay(default_route=True, masquerade=True, publish=False)
     place, _ = await attached(overlay, site.host, "c")
     assert all(ping(place, address) for address in WORLD.values())
-    await overlay.call(lambda core: core.nat.remove())
+    await overlay.call(lambda core: nftables.change([nftables.table_gone(core.plan.bridge)]))  # as a firewall does that starts anew
     assert not ping(place, WORLD[4], wait_s=1)
+    assert await failing_hops(site.host) == ["translation"]
+    await attached(overlay, site.host, "next")
+    assert ping(place, WORLD[4])
+    assert await failing_hops(site.host) == []
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
@@ -248,6 +253,10 @@ async def test_a_kernel_without_nftables_is_said_so_and_nothing_is_attached(site
     with pytest.raises(NetworkError, match="this kernel has no nftables"):
         await overlay.attach("c", str(place))
     assert site.host.links() == []
+
+
+async def failing_hops(host: Host) -> list[str]:
+    return await look(lambda seen: [hop.hop for hop in seen.check() if not hop.ok], host.state_dir, netns_path=str(host.namespace))
 
 
 async def entries(overlay: Overlay, protocol: int = nftables.TCP) -> dict[int, str]:

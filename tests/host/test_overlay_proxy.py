@@ -144,10 +144,11 @@ async def test_udp_answers_go_to_who_asked(place: Place) -> None:
     transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
     port = transport.get_extra_info("sockname")[1]
     attached = await place.proxy.attach("app", [PortMapping(53, port, protocol="udp")])
-    with closing(place.socket(kind=socket.SOCK_DGRAM)) as one, closing(place.socket(kind=socket.SOCK_DGRAM)) as two:
-        for client, word in ((one, b"one"), (two, b"two"), (one, b"again")):
-            await loop.sock_sendto(client, word, (str(attached.addresses[0]), 53))
-            assert await loop.sock_recv(client, 100) == word.upper()
+    for address, family in zip(attached.addresses, (socket.AF_INET, socket.AF_INET6), strict=True):
+        with closing(place.socket(family, socket.SOCK_DGRAM)) as one, closing(place.socket(family, socket.SOCK_DGRAM)) as two:
+            for client, word in ((one, b"one"), (two, b"two"), (one, b"again")):
+                await loop.sock_sendto(client, word, (str(address), 53))
+                assert await loop.sock_recv(client, 100) == word.upper()
     transport.close()
 
 

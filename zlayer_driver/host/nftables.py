@@ -81,6 +81,19 @@ def table_gone(name: str) -> Batch:
     return _message(_TABLE, _ACK, f"delete the nftables table {name}", [("NFTA_TABLE_NAME", name)], change=2)
 
 
+def has_table(name: str) -> bool:
+    """False, too, for a kernel that has no nftables."""
+    asked = _message(_TABLE, _ACK, f"look for the nftables table {name}", [("NFTA_TABLE_NAME", name)], change=1)
+    try:
+        with Socket(NETFILTER) as sock:
+            sock.dump(asked)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
+        return False
+    return True
+
+
 def nat_chain(table: str, hook: str) -> Batch:
     """The NAT chain of a hook, which names it, without rules."""
     number, priority = HOOKS[hook]

@@ -123,7 +123,7 @@ class Fabric:
         """
         if self._plan.subnets.v6:
             (_SYSCTL / "ipv6/conf" / self._plan.bridge / "accept_dad").write_text("0")
-        every = ("all",) if self._plan.masquerade or self._plan.publish else ()
+        every = ("all",) if self._plan.translates else ()
         for name in (*every, self._plan.bridge, self._plan.device):
             (_SYSCTL / "ipv4/conf" / name / "forwarding").write_text("1")
             if self._plan.subnets.v6:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import NotFound
 from zlayer_driver.host import netlink_messages as messages
-from zlayer_driver.host import netns
+from zlayer_driver.host import netns, nftables
 from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.netlink import Socket
 from zlayer_driver.host.netlink_messages import Link
@@ -109,6 +109,9 @@ class Inspector:
         bridge: Link = self._links[plan.bridge]
         missing = [str(own) for own in plan.subnets.own() if (bridge.index, own) not in self._addresses]
         yield Hop(name, "address", not missing, f"not on the bridge: {', '.join(missing)}" if missing else _OK)
+        if plan.translates and leases.read(self._state_dir / leases.FILE):
+            there = nftables.has_table(plan.bridge)
+            yield Hop(name, "translation", there, _OK if there else f"there is no nftables table {plan.bridge}")
 
     def _forwards(self, link: str) -> Hop:
         on = Path(f"/proc/sys/net/ipv4/conf/{link}/forwarding").read_text().strip() == "1"

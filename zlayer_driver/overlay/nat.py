@@ -32,23 +32,20 @@ class Nat:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._table = plan.bridge
-        self._is_there = False
 
     def ensure(self) -> None:
-        """Makes the table, or takes over an earlier process's with the ports in it. Idempotent."""
-        if self._is_there or not self._is_wanted:
-            return
+        """Makes the table unless it is there, also where somebody else deleted it. Idempotent."""
+        if self._plan.translates and not nftables.has_table(self._table):
+            self._make()
+
+    def _make(self) -> None:
+        """The table as the plan wants it; ports of an earlier one stay."""
         try:
             nftables.change([nftables.table(self._table), *self._chains()])
         except OSError as error:
             if error.errno in _ABSENT:
                 raise NetworkError("this kernel has no nftables", hint="unset overlay.masquerade and overlay.publish") from error
             raise
-        self._is_there = True
-
-    @property
-    def _is_wanted(self) -> bool:
-        return self._plan.masquerade or self._plan.publish
 
     def _chains(self) -> list[Batch]:
         chains = [nftables.nat_chain(self._table, hook) for hook in nftables.HOOKS]
@@ -92,8 +89,8 @@ class Nat:
 
     def sweep(self, held: Collection[Address]) -> None:
         """Brings the table of an earlier process to what the plan wants now: no port leads to an address that nobody has."""
-        if held and self._is_wanted:
-            self.ensure()
+        if held and self._plan.translates:
+            self._make()
             self._change({}, lambda target: not self._plan.publish or target not in held)
         else:
             self.remove()
@@ -115,7 +112,6 @@ class Nat:
 
     def remove(self) -> None:
         """Takes the table away; none there is fine."""
-        self._is_there = False
         try:
             nftables.change([nftables.table_gone(self._table)])
         except OSError as error:

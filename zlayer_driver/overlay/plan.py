@@ -177,6 +177,11 @@ class Plan:
         """The transport's link."""
         return f"{self.bridge}-{'vx' if self.transport is Transport.VXLAN else 'wg'}"
 
+    @property
+    def translates(self) -> bool:
+        """Whether the node changes addresses of packets."""
+        return self.masquerade or self.publish
+
     def link(self, number: int) -> str:
         """The host end of the pair of the container with this number."""
         return f"{self.prefix}{number:x}"
