@@ -1,23 +1,27 @@
-"""Layers that attack: each class of fault that container unpackers have had, made here, against a store beside a canary."""
+"""Layers that attack, against an unpacker beside a canary: the stored corpus, and what is made here."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.doubles import hostile
 from tests.doubles.images import archive, directory, hard_link, member, symlink
+from zlayer_driver.image.manifest import parse_manifest
+from zlayer_driver.image.stream import inflated
 from zlayer_driver.image.unpack import Unpacked, unpack
-from zlayer_driver.image.values import Limits, Malformed
+from zlayer_driver.image.values import MIB, Limits, Malformed
 
 pytestmark = pytest.mark.needs("root", "linux")
-
-Members = tuple[tuple[tarfile.TarInfo, bytes], ...]
 
 
 @pytest.fixture
@@ -47,41 +51,49 @@ def names(layer: Path) -> set[str]:
     return {str(path.relative_to(layer)) for path in layer.rglob("*")}
 
 
-REFUSED: dict[str, tuple[Callable[[Path], Members], str]] = {
-    "parent directory": (lambda _: (member("../outside/file", b"x"),), "has '..' in it"),
-    "parent directory inside": (lambda _: (directory("a"), member("a/../../outside/file", b"x")), "has '..' in it"),
-    "hard link to the parent": (lambda _: (hard_link("x", "../outside/file"),), "has '..' in it"),
-    "hard link to an absolute file": (lambda out: (hard_link("x", f"{out}/file"),), "no file that its layer has"),
-    "hard link through a link": (lambda out: (symlink("s", str(out)), hard_link("x", "s/file")), "no file that its layer has"),
-    "hard link to a directory": (lambda _: (directory("d"), hard_link("x", "d")), "no file that its layer has"),
-    "hard link to itself": (lambda _: (member("x", b"1"), hard_link("x", "x")), "to itself"),
-    "hard link to the root": (lambda _: (hard_link("x", "."),), "no file that its layer has"),
-    "hard link to a whiteout": (lambda _: (member(".wh.w"), hard_link("x", "w")), "no file that its layer has"),
-    "link loop": (lambda _: (symlink("a", "b"), symlink("b", "a"), member("a/x", b"")), "too many symbolic links"),
-    "file as a directory": (lambda _: (member("a", b""), member("a/x", b"")), "is none"),
-    "FIFO as a directory": (lambda _: (member("a", kind=tarfile.FIFOTYPE), member("a/x", b"")), "is none"),
-    "root as a file": (lambda _: (member("./", kind=tarfile.SYMTYPE, linkname="/etc"),), "named like the root"),
-    "disk": (lambda _: (member("sda", kind=tarfile.BLKTYPE, devmajor=8, devminor=0),), "may not bring"),
-    "memory": (lambda _: (member("mem", kind=tarfile.CHRTYPE, devmajor=1, devminor=1),), "may not bring"),
-    "whiteout as a device": (lambda _: (member("w", kind=tarfile.CHRTYPE, devmajor=0, devminor=0),), "may not bring"),
-    "whiteout of no name": (lambda _: (member("a/.wh.", b""),), "a whiteout of no name"),
-    "whiteout of itself": (lambda _: (member("a/.wh..", b""),), "a whiteout of no name"),
-    "whiteout of the parent": (lambda _: (member("a/.wh...", b""),), "a whiteout of no name"),
-    "entry below a whiteout": (lambda _: (member(".wh.a/b", b""),), "below a whiteout"),
-    "depth": (lambda _: (directory("/".join("d" * 200)),), "nested more than"),
-    "depth through links": (
-        lambda _: (directory("/".join("a" * 100)), symlink("s", "/".join("a" * 100)), directory("s/" + "/".join("b" * 100))),
-        "nested more than",
-    ),
-    "owner": (lambda _: (member("x", b"", uid=0xFFFF_FFFF),), "has owner"),
-}
+@pytest.fixture
+def canary() -> Iterator[Path]:
+    """What the stored corpus aims at, as `outside`: at one place, so for one test at a time, whichever process runs it."""
+    path = Path(hostile.CANARY)
+    lock = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    path.mkdir(mode=0o700)
+    (path / "file").write_bytes(b"canary")
+    (path / "file").chmod(0o600)
+    before = path.stat(), (path / "file").stat()
+    yield path
+    after = path.stat(), (path / "file").stat()
+    shutil.rmtree(path)
+    os.close(lock)
+    assert [(info.st_mode, info.st_mtime_ns, info.st_ctime_ns, info.st_nlink) for info in after] == [
+        (info.st_mode, info.st_mtime_ns, info.st_ctime_ns, info.st_nlink) for info in before
+    ]
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused(layer: Path, outside: Path, what: str) -> None:
-    make, reason = REFUSED[what]
-    with pytest.raises(Malformed, match=reason):
-        apply(layer, *make(outside))
+def test_the_corpus_is_what_its_table_says() -> None:
+    stored = {path.name: path.read_bytes() for path in hostile.ROOT.iterdir() if path.suffix != ".md"}
+    assert stored == {name: case.content for name, case in hostile.CORPUS.items()}
+    assert (hostile.ROOT / "README.md").read_text() == hostile.table()
+
+
+@pytest.mark.parametrize("name", hostile.CORPUS)
+def test_the_corpus_does_no_harm(layer: Path, canary: Path, name: str) -> None:
+    reason, content = hostile.CORPUS[name].reason, (hostile.ROOT / name).read_bytes()
+    limits = Limits(layer_bytes=16 << 20, ratio=100, ratio_free_bytes=MIB)
+
+    def take() -> None:
+        if name.endswith(".json"):
+            parse_manifest(content)
+        else:
+            unpack(inflated([content], "gzip" if name.endswith(".gz") else "", limits), layer, limits=limits)
+
+    if reason:
+        with pytest.raises(Malformed, match=re.escape(reason)):
+            take()
+    else:
+        take()
+    assert canary.exists()
+    assert list(layer.parent.iterdir()) == [layer]
 
 
 def test_absolute_names_are_names_in_the_layer(layer: Path, outside: Path) -> None:
