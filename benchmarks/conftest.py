@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.report import Ratio, write
+from benchmarks.report import Ratio, duration, write
 
 _FOR_P99 = 200
 _SIZES = {"count": "keys", "threads": "threads", "jobs": "jobs", "nodes": "nodes"}  # parameters that make curves
@@ -88,17 +88,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section(f"ratios (load {os.getloadavg()[0]:.1f}; medians, peers in the same run)")
     for ratio in ratios:
         limit = "" if ratio.limit is None else f"  limit {ratio.limit:g} {'kept' if ratio.value <= ratio.limit else 'MISSED'}"
-        worst = "" if ratio.worst_s is None else f"  p99 {_unit(ratio.worst_s[0])} / {_unit(ratio.worst_s[1])}"
+        worst = "" if ratio.worst_s is None else f"  p99 {duration(ratio.worst_s[0])} / {duration(ratio.worst_s[1])}"
         terminalreporter.write_line(
-            f"{ratio.name:44} {_unit(ratio.ours_s):>10} / {_unit(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}{worst}  ({ratio.peer})"
+            f"{ratio.name:44} {duration(ratio.ours_s):>10} / {duration(ratio.peer_s):>10} = {ratio.value:7.3f}{limit}{worst}  ({ratio.peer})"
         )
 
     for path in write(ratios):
         terminalreporter.write_line(f"wrote {path}")
-
-
-def _unit(seconds: float) -> str:
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"

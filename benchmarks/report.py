@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 DIRECTORY = Path(__file__).parents[1] / "build" / "bench"
 _LEAST_POINTS = 3
@@ -41,7 +42,7 @@ def machine() -> Mapping[str, object]:
     return {
         "cpu": model,
         "cores": os.cpu_count(),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }
@@ -77,3 +78,34 @@ def _draw(name: str, points: list[Ratio], directory: Path) -> Path:
     path = directory / f"{name}.svg"
     figure.savefig(path)
     return path
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """A run's ratios as a page."""
+    at = document["machine"]
+    head = f"""\
+# Results
+
+Printed by `make bench` on {at["cpu"]} ({at["cores"]} cores), Linux {at["kernel"]}, Python {at["python"]}, at load {at["load"]:.1f}; made into this page by `python -m benchmarks.report`.
+
+| benchmark | ours | peer | ratio | limit | peer is |
+|---|--:|--:|--:|--:|---|
+"""
+    rows = (
+        f"| {one['name'].removeprefix('test_').replace('_', ' ')} | {duration(one['ours_s'])} | {duration(one['peer_s'])} | {one['ratio']:.3f} "
+        f"| {'' if one['limit'] is None else format(one['limit'], '.3g')} | {one['peer']} |\n"
+        for one in document["ratios"]
+    )
+    return head + "".join(rows)
+
+
+def duration(seconds: float) -> str:
+    """Three digits and the unit that fits."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("results.md").write_text(table(json.loads((DIRECTORY / "ratios.json").read_text())), encoding="utf-8")
