@@ -17,7 +17,7 @@ from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.model import Exit, Handle, Target, TaskSpec, TaskState
 from zlayer_driver.readings import ExecOptions
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, ended
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, Evidence, ended
 from zlayer_driver.testing.exec_cases import ExecCases
 from zlayer_driver.testing.subject import Subject
 
@@ -137,4 +137,5 @@ class TestHcs(
     suite.PullCases,
     suite.ImageCases,
 ):
-    pass
+    backend = HcsBackend
+    evidence = Evidence.DOUBLE

@@ -17,7 +17,7 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
@@ -61,4 +61,5 @@ class KindCases(AbilityCases):
 
 
 class TestKrun(suite.Verbs, suite.SweepCases, KindCases):
-    pass
+    backend = KrunBackend
+    evidence = Evidence.DOUBLE

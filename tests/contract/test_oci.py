@@ -21,7 +21,7 @@ from zlayer_driver.host import signals
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import Exit, Handle, Resources, TaskSpec
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 pytestmark = pytest.mark.needs("linux", "root", "runc", "conmon", "busybox", "docker-registry")
@@ -170,6 +170,9 @@ class TestOci(
     StoreCases,
     WatchCases,
 ):
+    backend = OciBackend
+    evidence = Evidence.REAL
+
     @pytest.fixture
     async def subject(self, tmp_path: Path, busybox: Built, pulled: str) -> AsyncIterator[Subject]:
         store = ImageStore(tmp_path / "images")

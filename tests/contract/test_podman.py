@@ -9,7 +9,9 @@ import pytest
 from tests.contract.engine_subject import EngineCases
 from tests.contract.test_oci import busybox, pulled
 from tests.host import engine_lab
+from zlayer_driver.backends.engine import EngineBackend
 from zlayer_driver.backends.engine_api import PODMAN
+from zlayer_driver.testing.cases import Evidence
 
 pytestmark = pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry")
 
@@ -23,4 +25,6 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class TestPodman(EngineCases):
+    backend = EngineBackend
+    evidence = Evidence.REAL
     engine = PODMAN

@@ -19,7 +19,7 @@ from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
@@ -107,4 +107,5 @@ class TestSeatbelt(
     StoreCases,
     SandboxCases,
 ):
-    pass
+    backend = SeatbeltBackend
+    evidence = Evidence.DOUBLE

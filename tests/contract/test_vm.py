@@ -16,6 +16,7 @@ from zlayer_driver.backends.vm_machine import Machines
 from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.testing import suite
+from zlayer_driver.testing.cases import Evidence
 from zlayer_driver.testing.subject import Subject
 
 pytestmark = [pytest.mark.needs(*MACHINES, "docker-registry"), pytest.mark.timeout(180)]
@@ -54,6 +55,9 @@ class TestVm(
     StoreCases,
     WatchCases,
 ):
+    backend = VmBackend
+    evidence = Evidence.REAL
+
     @pytest.fixture
     async def subject(self, tmp_path: Path, busybox: Built, pulled: str, found: Machines) -> AsyncIterator[Subject]:
         store = ImageStore(tmp_path / "images")

@@ -15,7 +15,7 @@ from zlayer_driver.errors import NotFound
 from zlayer_driver.model import PullPolicy, TaskSpec
 from zlayer_driver.readings import OverlayKind
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
@@ -66,4 +66,5 @@ class GuestCases(AbilityCases):
 
 
 class TestVz(suite.Verbs, suite.SignalCases, suite.ExecCases, suite.StreamExecCases, suite.SweepCases, suite.PullCases, GuestCases):
-    pass
+    backend = VzBackend
+    evidence = Evidence.DOUBLE

@@ -15,7 +15,7 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
@@ -71,4 +71,5 @@ class TestVzLinux(
     suite.ImageCases,
     GuestCases,
 ):
-    pass
+    backend = VzLinuxBackend
+    evidence = Evidence.DOUBLE

@@ -21,7 +21,7 @@ from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases
+from zlayer_driver.testing.cases import AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["busybox", "pulled"]  # fixtures of the OCI backend's suite: the images are the same
@@ -97,6 +97,9 @@ class TestWsl2(
     suite.ImageCases,
     UsageStreamCases,
 ):
+    backend = Wsl2Backend
+    evidence = Evidence.DOUBLE
+
     @pytest_asyncio.fixture(loop_scope="class")
     async def subject(self, distro: Path, tmp_path: Path, busybox: Built, pulled: str, first: Wsl2Backend) -> AsyncIterator[Subject]:
         store = ImageStore(distro / "state/images")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import reference, rules
+from tools import reference, rules, support
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -22,6 +22,8 @@ def test_the_pages_build(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("path", "made"), [(reference.TARGET, reference.reference), (rules.TARGET, rules.picture)])
+@pytest.mark.parametrize(
+    ("path", "made"), [(reference.TARGET, reference.reference), (rules.TARGET, rules.picture), (support.TARGET, support.matrix)]
+)
 def test_what_is_made_from_the_code_is_fresh(path: Path, made: Callable[[], str]) -> None:
     assert path.read_text(encoding="utf-8") == made(), f"stale: make it again by python -m {made.__module__}"

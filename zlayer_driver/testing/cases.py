@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from enum import StrEnum
 from typing import ClassVar
 
 from zlayer_driver.model import Exit, Handle
 from zlayer_driver.testing.subject import Subject
+
+
+class Evidence(StrEnum):
+    """What a suite that passes shows: that its backend works with the real tools, or with stand-ins that play their documented part."""
+
+    REAL = "real"
+    DOUBLE = "double"
+
 
 DEADLINE_S = 30.0  # nothing here takes long; a hang is a failure
 

@@ -7,6 +7,7 @@ class does not inherit, so that none goes unchecked.
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 
 import pytest
 
@@ -14,7 +15,7 @@ from zlayer_driver import contract
 from zlayer_driver.errors import DriverError, NotFound, PullFailed
 from zlayer_driver.model import Auth, Exit, Handle, Health, PullPolicy, PullProgress, Resources, Target, TaskState
 from zlayer_driver.readings import Channel, GuestOverlay, OverlayKind
-from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, ended
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, Evidence, ended
 from zlayer_driver.testing.exec_cases import ExecCases, StreamExecCases
 from zlayer_driver.testing.subject import Subject
 
@@ -34,7 +35,10 @@ __all__ = [
 
 
 class Verbs:
-    """The six verbs."""
+    """The six verbs. A support matrix can be made of the suites that say which class they try, and how."""
+
+    backend: ClassVar[type]
+    evidence: ClassVar[Evidence]
 
     def test_every_ability_has_its_cases(self, subject: Subject) -> None:
         inherited = [base for base in type(self).__mro__ if issubclass(base, AbilityCases) and base is not AbilityCases]
