@@ -20,7 +20,7 @@ from zlayer_driver.backends import hcs_ctr, hcs_logs
 from zlayer_driver.backends.hcs import HcsBackend
 from zlayer_driver.backends.hcs_run import isolated
 from zlayer_driver.errors import CreateFailed, InvalidSpec, PullFailed, Unsupported, WrongPlatform
-from zlayer_driver.model import Auth, Exit, Health, Mount, PullPolicy, Resources, TaskSpec
+from zlayer_driver.model import Auth, Exit, Health, Mount, Network, PullPolicy, Resources, Security, TaskSpec
 from zlayer_driver.readings import ExecOptions
 from zlayer_driver.testing.cases import DEADLINE_S, ended
 from zlayer_driver.testing.subject import Subject
@@ -193,7 +193,14 @@ async def test_image_runs_its_own_command(subject: HcsSubject, home: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "asked", [{"env": {"TEXT": "two\nlines"}}, {"mounts": (Mount(target="C:\\tmp", kind="tmpfs"),)}], ids=["lines", "tmpfs"]
+    "asked",
+    [
+        {"env": {"TEXT": "two\nlines"}},
+        {"mounts": (Mount(target="C:\\tmp", kind="tmpfs"),)},
+        {"security": Security(privileged=True)},
+        {"network": Network(mode="path", netns_path="/run/netns/x")},
+    ],
+    ids=["lines", "tmpfs", "privileged", "netns"],
 )
 async def test_what_windows_cannot_give_is_refused(subject: HcsSubject, asked: dict[str, object]) -> None:
     with pytest.raises((InvalidSpec, Unsupported)):

@@ -12,11 +12,13 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from zlayer_driver.backends.hcs_images import SNAPSHOTTER, same_build
+from zlayer_driver.backends.tool_spec import refuse_all_but
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.model import ISOLATION_LABEL, Mount, Resources, TaskSpec
 
 RUNTIME: Final = "io.containerd.runhcs.v1"
 LOGGER: Final = Path(__file__).with_name("hcs_logs.py")
+_ABLE: Final = ("user", "work_dir", "read-only mounts", "network mode")
 _ISOLATED: Final = {"process": False, "sandbox": False, "hyperv": True, "vm": True}
 _WEIGHT_OF_SHARES: Final = 10_000 / 1024  # a job's 1024 MHz shares are Windows' heaviest weight
 _CPU_MAXIMUM: Final = 10_000  # in hundredths of a percent of all processors
@@ -35,7 +37,10 @@ def isolated(spec: TaskSpec, config: Mapping[str, Any], build: str) -> bool:
 
 
 def arguments(spec: TaskSpec, container: str, config: Mapping[str, Any], directory: Path, *, isolate: bool) -> list[str]:
-    """Writes what ctr and the shim read from files into ``directory``: neither values of variables nor paths are in a command line."""
+    """Writes what ctr and the shim read from files into ``directory``: no value of a variable is in a command line."""
+    refuse_all_but(spec, _ABLE, backend="hcs")
+    if spec.network.mode == "path":
+        raise InvalidSpec("a Windows container cannot join a network namespace of Linux", hint="take the network block out of the group")
     (directory / "env").write_text(_env_file(spec.env), encoding="utf-8")
     (directory / "logs.json").write_text(json.dumps([spec.stdout_path, spec.stderr_path]))
     return [
@@ -76,8 +81,6 @@ def _limits(resources: Resources) -> list[str]:
 
 def _mount(mount: Mount) -> str:
     """The fields of a CSV line, so that a path may hold commas and quotes."""
-    if mount.kind != "bind":
-        raise InvalidSpec(f"a Windows container has no {mount.kind} at {mount.target!r}")
     line = io.StringIO()
     access = "ro" if mount.read_only else "rw"
     csv.writer(line, lineterminator="").writerow(
