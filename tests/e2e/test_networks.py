@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.conftest import PLUGIN, Site
 from zlayer_driver.errors import DriverError
 from zlayer_driver.model import Exit, GroupPort, Network
+from zlayer_driver.wire._gen.driver_pb2 import StartTaskRequest
 from zlayer_driver.wire.host import PluginHost
 
 pytestmark = pytest.mark.needs("root", "linux", "runc", "conmon", "docker-registry", "skopeo", "busybox", "ip", "unshare")
@@ -46,7 +47,9 @@ async def test_a_network_is_made_once_given_to_its_tasks_and_ended(site: Site) -
         )
         with pytest.raises(DriverError, match=r"port 'http' cannot lead from 192.0.2.1:70000 to 80"):
             await host.start_task(replace(task, ports=(GroupPort("http", 70000, 80, "192.0.2.1"),)))
-        await host.start_task(replace(task, ports=(GroupPort("http", 20080, 80, "192.0.2.1"),)))
+        config = await host._config(replace(task, ports=(GroupPort("http", 20080, 80, "192.0.2.1"),)))
+        told = (await host._driver("start_task", StartTaskRequest(task=config))).network_override
+        assert (told.addr, dict(told.port_map)) == (made.address, {"http": 80})
         assert await host.wait_task(task.id) == Exit(0)
         await host.destroy_task(task.id)
         told = Path(task.stdout_path).read_text()
