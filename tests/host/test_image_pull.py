@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -111,6 +112,15 @@ async def test_progress_counts_to_the_end(store: ImageStore, server: registry.Re
     assert [seen[0].phase, seen[-2].phase, seen[-1].phase] == ["resolve", "unpack", "done"]
     downloads = [step for step in seen if step.phase == "download"]
     assert downloads[-1].done_bytes == downloads[-1].total_bytes
+
+
+async def test_of_an_image_that_shares_layers_only_its_own_move(store: ImageStore, server: registry.Registry) -> None:
+    await pull(store, server.push(image([BASE]), "base", "1"))
+    built = image([BASE, archive(member("own"))])
+    moved: set[str] = set()
+    reference = server.push(built, "app", "1")
+    await store.pull(reference, policy=PullPolicy.ALWAYS, auth=None, report=lambda step: moved.add(step.layer))
+    assert moved - {""} == {json.loads(built.manifest)["layers"][1]["digest"]}
 
 
 async def test_parallel_pulls_share_one_and_survive_a_cancelled_waiter(store: ImageStore, server: registry.Registry) -> None:
