@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zlayer_driver.host import netlink_messages as messages
-from zlayer_driver.host import netns
+from zlayer_driver.host import netns, nftables
 from zlayer_driver.host.netlink import Batch, Socket, Template
 
 pytestmark = pytest.mark.needs("root", "linux")
@@ -49,6 +49,22 @@ async def test_thousands_of_messages_may_be_sent_at_once(worker: netns.Worker) -
             sock.send(Batch.join([messages.link_up(1)] * 5000))
 
     await worker.run(work)
+
+
+async def test_a_transaction_is_done_whole_or_not_at_all(worker: netns.Worker) -> None:
+    def work() -> bool:
+        with pytest.raises(FileNotFoundError, match="delete the nftables table never"):
+            nftables.change([nftables.table("one"), nftables.table_gone("never"), nftables.table("two")])
+        return nftables.has_table("one")
+
+    assert not await worker.run(work)
+
+
+async def test_a_transaction_that_the_kernel_does_not_take_is_refused_once(worker: netns.Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "_NFTABLES", 1)  # connection tracking, which knows no transactions: as where nftables is missing
+    with pytest.raises(OSError, match="make the nftables table one") as caught:
+        await worker.run(nftables.change, [nftables.table("one"), nftables.table("two")])
+    assert caught.value.errno == errno.EOPNOTSUPP
 
 
 async def test_the_kernels_own_reason_is_told(worker: netns.Worker) -> None:
