@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import VERBS, Backend
 from zlayer_driver.errors import ConfigError, DriverError, InternalError
-from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import OS, Target
+
+if TYPE_CHECKING:
+    from zlayer_driver.image.store import ImageStore  # needs POSIX, which a backend for Windows must do without
 
 _NATIVE = {"linux": OS.LINUX, "darwin": OS.DARWIN, "win32": OS.WINDOWS}
 
