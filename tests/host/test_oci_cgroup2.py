@@ -14,7 +14,7 @@ from tests.host.vm_lab import MACHINES, backend, handle, machines
 from zlayer_driver.model import Exit, Mount, Network, Resources, Security, TaskSpec
 
 CHECKOUT = Path(zlayer_driver.__file__).parents[1]
-DEADLINE_S = 120.0
+DEADLINE_S = 200.0
 
 
 class NodeImage(OneImage):
@@ -30,7 +30,7 @@ class NodeImage(OneImage):
 
 
 @pytest.mark.needs(*MACHINES, "runc", "crun")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_lives_of_containers_on_a_node_of_cgroup_v2(root: Path, images: OneImage, tmp_path: Path) -> None:
     image = NodeImage(tmp_path / "node")
     image.root.mkdir()
