@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from tests.doubles.blob_cache import SCHEMA, config, digest_of, manifest
 from tests.replay.__main__ import rows
 from tests.replay.twins import TWINS
 from zlayer_driver import _fastpath, _fastpath_py
+from zlayer_driver.choice import NodeShape, Request, choose
+from zlayer_driver.model import ISOLATION_LABEL, OS, ImageFacts, Isolation, Platform, Target
+from zlayer_driver.nomad.placement import Decider
 
 pytestmark = pytest.mark.timeout(1200)
 VECTORS = Path(__file__).parents[1] / "tests" / "data" / "vectors"
@@ -137,15 +142,19 @@ def spread(count: int) -> list[str]:
     return [ref_of(i * 7919 % count) for i in range(ASKED)]
 
 
-def first_time(path: Path, asked: list[str]) -> Callable[[], float]:
-    """A round on a new handle, of which only the questions are timed."""
+def first_time(path: Path, asked: list[str], *, many: bool = False) -> Callable[[], float]:
+    """A round on a new handle whose pages are in SQLite's cache, of which only the questions are timed."""
 
     def round_() -> float:
         with _fastpath.BlobCache(path) as cache:
-            cache.facts(asked[-1])
+            cache.get_many([f"manifest:{ref}" for ref in asked])
+            for _ in range(10):  # a handle that is asked often enough hears of changes
+                cache.facts(asked[-1])
             begun = time.perf_counter()
-            for ref in asked[:-1]:
-                cache.facts(ref)
+            if many:
+                cache.facts_many(asked[:-1])
+            else:
+                each(cache.facts, asked[:-1])()
             return time.perf_counter() - begun
 
     return round_
@@ -175,11 +184,12 @@ def test_facts_asked_for_the_first_time(versus: Versus, tmp_path: Path, python_p
     versus(first_time(path, asked), each(peer.facts, asked[:-1]), against="sqlite3 + json", limit=1 / 3, rounds=10)
 
 
-def test_facts_beside_a_live_writer(versus: Versus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["each", "many"])
+def test_facts_beside_a_live_writer(versus: Versus, tmp_path: Path, many: bool) -> None:
     path, asked = sqlite_cache(tmp_path, 10_000, INLINE), spread(10_000)
     with closing(sqlite3.connect(path, isolation_level=None)) as writer, closing(PythonPeer(path)) as peer:
         writer.execute("UPDATE blobs SET last_accessed = 2 WHERE digest = ?", (digest_of(INLINE),))
-        versus(first_time(path, asked), each(peer.facts, asked[:-1]), against="sqlite3 + json", limit=1 / 3, rounds=10)
+        versus(first_time(path, asked, many=many), each(peer.facts, asked[:-1]), against="sqlite3 + json", limit=1 / 3, rounds=10)
 
 
 @pytest.mark.parametrize("count", KEYS)
@@ -206,14 +216,17 @@ def test_get_against_rusqlite(versus: Versus, rust: Rust, tmp_path: Path) -> Non
         versus(each(cache.get, keys), lambda: rust.round("rusqlite_round", uri, lines), against="rusqlite, immutable", rounds=20)
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["each", "many"])
 @pytest.mark.parametrize("count", KEYS)
-def test_redb_get_on_a_kept_handle(versus: Versus, rust: Rust, tmp_path: Path, count: int) -> None:
+def test_redb_get_on_a_kept_handle(versus: Versus, rust: Rust, tmp_path: Path, count: int, many: bool) -> None:
+    """Each: with a system call for the check for change. Many: with one for each of a few hundred keys, as a kept transaction has none."""
     path, keys = tmp_path / "blobs.redb", [f"manifest:{ref}" for ref in spread(count)]
     rust.write_redb(path, 4, count, 400)
     lines, kept = rust.lines(keys), rust.keep_redb(path)
     with _fastpath.BlobCache(path) as cache:
         assert len(cache.get(keys[0]) or b"") == 400
-        versus(each(cache.get, keys), lambda: rust.round("redb4_get_round", kept, lines), against="redb 4", limit=1.0, rounds=20)
+        ours = (lambda: cache.get_many(keys)) if many else each(cache.get, keys)
+        versus(ours, lambda: rust.round("redb4_get_round", kept, lines), against="redb 4, a kept transaction", limit=1.0, rounds=20)
 
 
 @pytest.mark.parametrize("version", [2, 4])
@@ -251,6 +264,53 @@ def test_sidecar(versus: Versus, tmp_path: Path) -> None:
 
     with cache:
         versus(ours, bare, against="os.open + read + close", limit=1.5, rounds=20)
+
+
+MIXED = random.Random(1)
+REQUESTS = [
+    Request(
+        service=f"job-{n}",
+        image="x",
+        runtime=Isolation.SANDBOX if n % 10 == 9 else None,
+        labels={ISOLATION_LABEL: "vm", "team": "blue"} if n % 10 == 0 else {},
+        platform=Platform(OS.LINUX, "amd64") if n % 3 == 0 else None,
+    )
+    for n in range(100_000)
+]
+FACTS = [MIXED.choice([ImageFacts(), ImageFacts(OS.LINUX), ImageFacts(OS.LINUX, None, "vm")]) for _ in REQUESTS]
+NODE = NodeShape(OS.LINUX, frozenset({Target.PRIMARY, Target.DELEGATE}))
+
+
+@pytest.mark.parametrize("count", [1_000, 10_000, 100_000])
+def test_choose_many(versus: Versus, count: int) -> None:
+    """Beside `choose`, one by one; the limit is 100 ns a decision, as this machine's share of what `choose` takes."""
+    asked, known, one = REQUESTS[:count], FACTS[:count], partial(choose, node=NODE)
+    versus(
+        lambda: _fastpath.choose_many(asked, known, one), lambda: _fastpath_py.choose_many(asked, known, one), against="choose", rounds=10
+    )
+
+
+def in_parts(pool: ThreadPoolExecutor, threads: int, work: Callable[[slice], Any], count: int) -> Callable[[], Any]:
+    parts = [slice(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
+    return lambda: list(pool.map(work, parts))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("what", ["canonical_many", "choose_many", "JobLines"])
+def test_batches_by_threads(versus: Versus, refs: list[str], what: str, threads: int) -> None:
+    """The same work in all. Of `choose_many` only the look-up of kinds runs without the interpreter lock; of `JobLines` all but new kinds."""
+    many, one = refs * 20, partial(choose, node=NODE)
+    jobs = [b'{"id": "job-%d", "image": "image-%d"}\n' % (n, n % 100) for n in range(100_000)]
+    decider = Decider(NODE, lambda _image: ImageFacts())
+    lines = _fastpath.JobLines(decider.tell, decider.know)
+    works: dict[str, tuple[Callable[[slice], Any], int]] = {
+        "canonical_many": (lambda part: _fastpath.canonical_many(many[part]), len(many)),
+        "choose_many": (lambda part: _fastpath.choose_many(REQUESTS[part], FACTS[part], one), len(REQUESTS)),
+        "JobLines": (lambda part: lines.answer(b"".join(jobs[part]), 1), len(jobs)),
+    }
+    work, count = works[what]
+    with ThreadPoolExecutor(threads) as pool:
+        versus(in_parts(pool, threads, work, count), in_parts(pool, 1, work, count), against="one thread", rounds=10)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

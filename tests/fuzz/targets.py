@@ -14,9 +14,14 @@ from typing import Any
 from tests.doubles.blob_cache import config, digest_of, manifest, open_writer, put, put_image
 from tests.fuzz.reseal import reseal
 from tests.replay.twins import TWINS, stored
+from zlayer_driver.choice import NodeShape
 from zlayer_driver.errors import DriverError
+from zlayer_driver.model import OS, ImageFacts
+from zlayer_driver.model import Target as Where
+from zlayer_driver.nomad.placement import Decider
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
+MAC = NodeShape(OS.DARWIN, frozenset({Where.PRIMARY, Where.VZ}))
 REF = "docker.io/library/a:latest"
 
 
@@ -69,7 +74,8 @@ def _whole(path: Path) -> Callable[[Any], Any]:
         with twin.BlobCache(path) as cache:
             keys = cache.keys()[:50]
             facts = [_answer(methodcaller("facts", ref), cache) for ref in ("a", "alpine")]
-            return keys, [_answer(methodcaller("get", key), cache) for key in keys], facts
+            many = [_answer(methodcaller("get_many", keys), cache), _answer(methodcaller("facts_many", ["a", "alpine"]), cache)]
+            return keys, [_answer(methodcaller("get", key), cache) for key in keys], facts, many
 
     return question
 
@@ -86,6 +92,26 @@ def redb_pages(data: bytes, scratch: Path) -> None:
     for raw in (data, reseal(data)):
         path.write_bytes(raw)
         _agree(_whole(path))
+
+
+def job_lines(data: bytes, _scratch: Path) -> None:
+    """A batch of lines, answered twice: by asking, and by what was kept."""
+
+    def answers(twin: Any) -> Any:
+        decider = Decider(MAC, lambda image: ImageFacts(OS.DARWIN, "vz") if "mac" in image else ImageFacts(OS.LINUX))
+        lines = twin.JobLines(decider.tell, decider.know)
+        return [lines.answer(data, 7), lines.answer(data, 7), lines.counts, twin.line_count(data)]
+
+    _agree(answers)
+
+
+def _line_seeds() -> list[bytes]:
+    jobs = [
+        b'{"id": "a", "image": "mac", "labels": {"com.zlayer.isolation": "VM", "team": "x"}, "platform": {"os": "linux", "arch": "arm64"}}',
+        b'{"id":"b","image":"r.io:5000/a/linux@sha256:%s","runtime":"sandbox","more":[1,{"a":null}]}' % (b"0123456789abcdef" * 4),
+        b'{"id":"c","image":"linux","platform":null,"labels":{"com.zlayer.isolation":"vz-linux"},"runtime":"vm"}',
+    ]
+    return [b"\n".join(jobs), *(b"\n".join([job, b"", job, job + b"\n"]) for job in jobs)]
 
 
 def _reference_seeds() -> list[bytes]:
@@ -130,6 +156,7 @@ def _redb_seeds() -> list[bytes]:
 TARGETS = {
     "references": Target(references, _reference_seeds),
     "documents": Target(documents, _document_seeds),
+    "job_lines": Target(job_lines, _line_seeds),
     "sqlite_pages": Target(sqlite_pages, _sqlite_seeds),
     "redb_pages": Target(redb_pages, _redb_seeds),
 }

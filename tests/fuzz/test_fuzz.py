@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz.mutation import mutations
 from tests.fuzz.targets import TARGETS
 
-INPUTS = {"references": 4000, "documents": 400, "sqlite_pages": 250, "redb_pages": 120}
+INPUTS = {"references": 4000, "documents": 400, "job_lines": 600, "sqlite_pages": 250, "redb_pages": 120}
 
 
 @pytest.mark.parametrize("name", TARGETS)

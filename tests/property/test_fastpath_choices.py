@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.replay.twins import TWINS
@@ -44,6 +44,7 @@ def _told(answer: Any) -> Any:
 
 
 @both_twins
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(asked=st.lists(st.tuples(requests, facts), max_size=30), node=nodes)
 def test_a_batch_is_decided_as_each_alone(twin: Any, asked: list[tuple[Request, ImageFacts]], node: NodeShape) -> None:
     found = twin.choose_many([request for request, _ in asked], (known for _, known in asked), partial(choose, node=node))

@@ -38,6 +38,7 @@ def parsed(twin: Any, ref: str) -> Any:
         return error.reason
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ref=reference | st.text(st.characters(exclude_categories=[]), max_size=60))
 def test_references(ref: str) -> None:
     compiled, plain = TWINS

@@ -1,4 +1,4 @@
-"""Image references: their parts, canonical form, cache keys and directory name."""
+"""Image references: their parts or what is wrong with them, canonical form, cache keys and directory name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from tests.replay.twins import TWINS
 from tests.replay.words import Json, Row
 from zlayer_driver.errors import InvalidReference
 
+_FAULTS = {
+    "it is empty": "ReferenceInvalidFormat",
+    "not of the form": "ReferenceInvalidFormat",
+    "longer than 255": "NameTooLong",
+    "is not supported": "DigestUnsupported",
+    "hex digits": "DigestInvalidLength",
+}
 NAME, FILE = "refs", "refs.jsonl.gz"
 
 
@@ -28,14 +35,16 @@ def _recorded(row: Row) -> Json:
     return {
         "sanitize": row["sanitize"],
         "parts": parts and tuple(parts[name] for name in ("registry", "repository", "tag", "digest")),
+        "fault": row["parse"].get("err"),
         "canonical": row["canonical"],
         "keys": (keys["manifest"], keys["digest"], keys["orig"]),
     }
 
 
 def _observed(twin: Any, ref: str) -> Json:
+    parts = fault = None
     try:
         parts = tuple(twin.parse(ref))
-    except InvalidReference:
-        parts = None
-    return {"sanitize": twin.sanitize(ref), "parts": parts, "canonical": twin.canonical(ref), "keys": twin.cache_keys(ref)}
+    except InvalidReference as error:
+        fault = next((name for words, name in _FAULTS.items() if words in error.reason), error.reason)
+    return {"sanitize": twin.sanitize(ref), "parts": parts, "fault": fault, "canonical": twin.canonical(ref), "keys": twin.cache_keys(ref)}

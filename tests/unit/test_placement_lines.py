@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from zlayer_driver import _fastpath, _fastpath_py
@@ -68,7 +68,7 @@ def _spelt(job: Any, *, plain: bool, dense: bool) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(spelt | mutated | st.binary(max_size=40), max_size=6).map(b"\n".join))
 @example(b'{"id": "a", "image": "linux"}\n{"id": "b", "image": "linux"}\n')
 @example(b'{"id":"a","image":"x","a":1,"\\u0061":2}\n{"id":"a","image":"x","a":{"b":1,"b":2}}')

@@ -12,8 +12,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 from zlayer_driver._fastpath.digest cimport hashes_to, is_sha256
 from zlayer_driver._fastpath.documents cimport answer_of, os_of, string_of
-from zlayer_driver._fastpath.files cimport Buffer, read_file
-from zlayer_driver._fastpath.followed cimport NO_CHANGE, OTHER_FILE, Change, Followed, path_bytes
+from zlayer_driver._fastpath.files cimport Buffer, is_folder, read_file
+from zlayer_driver._fastpath.followed cimport NO_CHANGE, OTHER_FILE, Change, Followed, folder_of, path_bytes
 from zlayer_driver._fastpath.grammar cimport Slice, find
 from zlayer_driver._fastpath.json cimport CONFIG_SCHEMA, DIGEST, ISOLATION, MANIFEST_SCHEMA, MARKER, OS_NAME, Answers, read_document
 from zlayer_driver._fastpath.redb cimport close_redb, open_redb
@@ -60,7 +60,7 @@ cdef class BlobCache:
     def __cinit__(self, path):
         self._files = Followed(database_file(os.fspath(path)))
         self._memo, self._learnt = {}, {}
-        self.store = path_bytes(os.path.dirname(self._files.path.rstrip("/")))
+        self.store = folder_of(path_bytes(self._files.path).rstrip(b"/"))
         self.run(OPEN, None)
 
     def __dealloc__(self):
@@ -185,13 +185,13 @@ cdef class BlobCache:
         if self._files.is_inherited():
             memset(&self._sqlite, 0, sizeof(Sqlite))
             close_redb(&self._redb)
-            self._files.watching = False
+            self._files.watching = self._files.alone = False
 
     cdef void _drop(self) noexcept:
         self._disown()
         close_sqlite(&self._sqlite)
         close_redb(&self._redb)
-        self._files.watching = False
+        self._files.watching = self._files.alone = False
 
     cdef bint _is_same(self) except -1:
         """Looks at the files; whether what is known of them still counts."""
@@ -223,6 +223,7 @@ cdef class BlobCache:
         inode = (self._files.state.database.device, self._files.state.database.inode)
         if inode in REDB_FILES:
             if open_redb(&self._redb, PyBytes_AS_STRING(self._files.file)) == GOOD:
+                self._files.alone = True
                 return 0
             REDB_FILES.discard(inode)
         if self._files.state.mode != LEFTOVER:
@@ -245,6 +246,7 @@ cdef class BlobCache:
             close_sqlite(&self._sqlite)
             if open_redb(&self._redb, PyBytes_AS_STRING(self._files.file)) != GOOD:
                 raise CacheError(self._files.path, self._redb.reason.decode())
+            self._files.alone = True
             if len(REDB_FILES) >= 1024:
                 REDB_FILES.clear()
             REDB_FILES.add((self._files.state.database.device, self._files.state.database.inode))
@@ -374,7 +376,7 @@ cdef bytes spill_name(Slice key):
 
 
 cdef str database_file(str path):
-    if os.path.isdir(path):
+    if is_folder(PyBytes_AS_STRING(path_bytes(path))):
         for name in ("blob_cache.sqlite", "blob_cache.redb"):
             if os.path.exists(os.path.join(path, name)):
                 return os.path.join(path, name)

@@ -7,6 +7,7 @@ from libc.stdlib cimport free
 from zlayer_driver._fastpath.caches cimport BlobCache
 from zlayer_driver._fastpath.documents cimport os_of
 from zlayer_driver._fastpath.files cimport Buffer, read_file
+from zlayer_driver._fastpath.followed cimport folder_of
 from zlayer_driver._fastpath.grammar cimport Slice
 from zlayer_driver._fastpath.json cimport MAX_DOCUMENT_BYTES, OS_NAME, SIDECAR_SCHEMA, Answers, read_document
 from zlayer_driver._fastpath.text cimport directory_name, encoded
@@ -23,7 +24,7 @@ cdef bytes store_of(cache):
     if isinstance(cache, BlobCache):
         folder = (<BlobCache>cache).store
     else:
-        folder = os.path.dirname(os.fsencode(cache).rstrip(b"/"))
+        folder = folder_of(os.fsencode(cache).rstrip(b"/"))
     return folder + b"/" if folder else folder
 
 

@@ -2,8 +2,9 @@
 
 from libc.errno cimport EINTR, ENOENT, ENOTDIR, errno
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
-from posix.stat cimport S_ISLNK, S_ISREG, fstat, lstat, stat, struct_stat
+from posix.stat cimport S_ISDIR, S_ISLNK, S_ISREG, fstat, lstat, stat, struct_stat
 from posix.unistd cimport close, read
 
 
@@ -29,6 +30,10 @@ cdef extern from * nogil:
     Stamp stamp_of(const struct_stat* found)
 
 
+cdef inline bint same_stamp(const Stamp* one, const Stamp* other) noexcept nogil:
+    return memcmp(one, other, sizeof(Stamp)) == 0
+
+
 cdef struct Buffer:
     char* at  # malloc'ed; NULL: nothing was read
     Py_ssize_t size
@@ -46,6 +51,11 @@ cdef inline int look(const char* path, Stamp* stamp) noexcept nogil:
 cdef inline bint is_link(const char* path) noexcept nogil:
     cdef struct_stat found
     return lstat(path, &found) == 0 and S_ISLNK(found.st_mode)
+
+
+cdef inline bint is_folder(const char* path) noexcept nogil:
+    cdef struct_stat found
+    return stat(path, &found) == 0 and S_ISDIR(found.st_mode)
 
 
 cdef inline Buffer read_file(const char* path, Py_ssize_t limit) noexcept nogil:

@@ -10,6 +10,7 @@ cdef enum Change:
 
 
 cdef bytes path_bytes(str path)
+cdef bytes folder_of(bytes file)
 
 
 cdef class Followed:
@@ -17,6 +18,7 @@ cdef class Followed:
     cdef bytes file, _folder, _wal, _shm, _journal
     cdef State state
     cdef bint watching
+    cdef bint alone  # nothing beside it matters
     cdef unsigned long _events, _forks
     cdef long long _looked_ms, _located_ms
     cdef int _looks

@@ -6,12 +6,16 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport errno
 from libc.string cimport strerror
 
-from zlayer_driver._fastpath.files cimport is_link
+from zlayer_driver._fastpath.files cimport Stamp, is_link, look as read_stamp, same_stamp
 from zlayer_driver._fastpath.sqlite cimport State, observe, same_file, same_state, unguarded
 
 import os
 
 from zlayer_driver.errors import CacheError
+
+
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
 
 
 cdef extern from "zlayer_driver/_fastpath/watch.h" nogil:
@@ -28,10 +32,16 @@ cdef long long LOOK_EVERY_MS = 250  # also when nothing was heard: a link or fol
 
 
 cdef bytes path_bytes(str path):
-    raw = os.fsencode(path)
+    cdef bytes raw = PyUnicode_EncodeFSDefault(path)
     if b"\0" in raw:
         raise CacheError(path, "its name has a NUL")
     return raw
+
+
+cdef bytes folder_of(bytes file):
+    """What stands before the last slash, as `os.path.dirname` has it."""
+    cdef bytes folder = file[:file.rfind(b"/") + 1]
+    return folder.rstrip(b"/") or folder
 
 
 @final
@@ -59,6 +69,7 @@ cdef class Followed:
     cdef Change look(self) except *:
         """Looks at the files, unless there was nothing to hear, and tells what is new since the last look."""
         cdef State before = self.state
+        cdef Stamp now
         cdef long long now_ms = watch_clock_ms()
         cdef bint quiet = self.watching and watch_count() == self._events
         if quiet and now_ms - self._looked_ms < LOOK_EVERY_MS:
@@ -70,6 +81,8 @@ cdef class Followed:
         self.watching = self._looks > WATCH_AFTER_LOOKS and watch_folder(PyBytes_AS_STRING(self._folder))
         self._events = watch_count() if self.watching else 0
         self._looked_ms = now_ms
+        if self.alone and read_stamp(PyBytes_AS_STRING(self.file), &now) > 0 and same_stamp(&now, &before.database):
+            return NO_CHANGE
         self._observe(&self.state)
         if same_state(&before, &self.state) and (quiet or unguarded(self.state.mode)):
             return NO_CHANGE
@@ -94,7 +107,7 @@ cdef class Followed:
         if not file.startswith(b"/") or is_link(PyBytes_AS_STRING(file)):
             file = os.path.realpath(file)
         if file != self.file:
-            self.file, self._folder = file, os.path.dirname(file)
+            self.file, self._folder = file, folder_of(file)
             self._wal, self._shm, self._journal = file + b"-wal", file + b"-shm", file + b"-journal"
         return 0
 

@@ -1,6 +1,6 @@
 """Image references over UTF-8 bytes: the grammar of the OCI distribution client, without a regular expression."""
 
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp
 
 
 cdef struct Slice:
@@ -44,7 +44,17 @@ cdef extern from *:
     #undef L
     #undef Y
     #undef U
+
+    /* memcpy without a call for what is mostly short: two copies that may overlap. */
+    static inline void copy_text(char *out, const char *at, size_t size) {
+        if (size > 32) memcpy(out, at, size);
+        else if (size >= 16) { memcpy(out, at, 16); memcpy(out + size - 16, at + size - 16, 16); }
+        else if (size >= 8) { memcpy(out, at, 8); memcpy(out + size - 8, at + size - 8, 8); }
+        else if (size >= 4) { memcpy(out, at, 4); memcpy(out + size - 4, at + size - 4, 4); }
+        else if (size) { out[0] = at[0]; out[size / 2] = at[size / 2]; out[size - 1] = at[size - 1]; }
+    }
     """
+    void copy_text(char* out, const char* at, size_t size) nogil
     const int WORD, LOWER, ALNUM, HEX, DIGIT, ALPHA
     const unsigned char char_class[256]
 
@@ -185,10 +195,10 @@ cdef inline Fault check_digest(Slice digest) noexcept nogil:
 cdef inline bint is_registry(Slice first) noexcept nogil:
     """Whether the part before the first slash is a registry rather than part of the path."""
     cdef Py_ssize_t i
+    cdef bint found = False
     for i in range(first.size):
-        if first.at[i] == c"." or first.at[i] == c":":
-            return True
-    return equals(first, "localhost", 9)
+        found |= (first.at[i] == c".") | (first.at[i] == c":")
+    return found or equals(first, "localhost", 9)
 
 
 cdef inline const char* parse_name(const char* text, const char* end, Parts* parts) noexcept nogil:
@@ -197,7 +207,7 @@ cdef inline const char* parse_name(const char* text, const char* end, Parts* par
     cdef const char* path = text if slash == NULL else slash + 1
     cdef const char* after
     cdef bint nested = False
-    if slash != NULL and not is_component(text, slash) and not is_domain(text, slash):
+    if slash != NULL and not is_domain(text, slash) and not is_component(text, slash):
         return NULL
     after = path_end(path, end, &nested)
     if after == NULL:
@@ -249,7 +259,7 @@ cdef inline Py_ssize_t canonical_size(const Parts* parts) noexcept nogil:
 
 
 cdef inline char* put(char* out, Slice text) noexcept nogil:
-    memcpy(out, text.at, <size_t>text.size)
+    copy_text(out, text.at, <size_t>text.size)
     return out + text.size
 
 

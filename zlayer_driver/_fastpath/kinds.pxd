@@ -83,22 +83,28 @@ cdef inline Slice write_key(const Kind* kind, char* key) noexcept nogil:
         size = <uint16_t>kind.said[i].size
         memcpy(at, &size, sizeof(uint16_t))
         at += sizeof(uint16_t)
-        if size > 0:  # an absent text is nowhere
-            at = put(at, kind.said[i])
+        at = put(at, kind.said[i])
     return cut(key, at)
+
+
+cdef inline uint64_t mixed(uint64_t found, uint64_t word) noexcept nogil:
+    found = (found ^ word) * <uint64_t>0x9E3779B97F4A7C15
+    return found ^ found >> 29
 
 
 cdef inline uint64_t hash_of(const char* at, Py_ssize_t size) noexcept nogil:
     """Spreads keys over the slots; whoever makes keys collide gains only that their lines are asked about."""
     cdef uint64_t found = <uint64_t>size
     cdef uint64_t word
-    while size > 0:
-        word = 0
-        memcpy(&word, at, <size_t>(size if size < 8 else 8))
-        found = (found ^ word) * <uint64_t>0x9E3779B97F4A7C15
-        found ^= found >> 29
+    while size >= 8:
+        memcpy(&word, at, 8)
+        found = mixed(found, word)
         at += 8
         size -= 8
+    if size > 0:
+        word = 0
+        memcpy(&word, at, <size_t>size)
+        found = mixed(found, word)
     return found ^ (found >> 32)
 
 

@@ -2,7 +2,8 @@
 """Decisions for many requests, compiled; `_fastpath_py.placement` has the same functions and answers in plain Python."""
 
 from cython cimport final
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -38,7 +39,48 @@ cdef struct Block:  # keys of requests, and what was told to their kinds
     char memory[BLOCK_BYTES]
 
 
-cdef bint says(Kind* kind, int which, object text) except -1:
+cdef extern from *:
+    """
+    #include <structmember.h>
+    /* What stands in a slot of `thing`, borrowed; NULL where `slot` is none of its class, or empty. */
+    static inline PyObject *slot_value(PyObject *thing, PyObject *slot) {
+        if (!Py_IS_TYPE(slot, &PyMemberDescr_Type) || !Py_IS_TYPE(thing, PyDescr_TYPE(slot))) return NULL;
+        const PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
+        return member->type == T_OBJECT_EX ? *(PyObject **)((char *)thing + member->offset) : NULL;
+    }
+    """
+    PyObject* slot_value(object thing, object slot)
+
+
+@final
+cdef class _Attribute:
+    """An attribute of things that are mostly of one class; if that has slots, it is not searched for each time."""
+
+    cdef object _name, _slot
+
+    def __cinit__(self, name):
+        self._name = name
+
+    cdef inline object of(self, object thing):
+        cdef PyObject* found = slot_value(thing, self._slot)
+        return <object>found if found != NULL else self._search(thing)
+
+    cdef object _search(self, object thing):
+        self._slot = getattr(type(thing), self._name, None)
+        return getattr(thing, self._name)
+
+
+cdef _Attribute RUNTIME_OF = _Attribute("runtime")
+cdef _Attribute LABELS_OF = _Attribute("labels")
+cdef _Attribute PLATFORM_OF = _Attribute("platform")
+cdef _Attribute SYSTEM_OF = _Attribute("os")
+cdef _Attribute ARCH_OF = _Attribute("arch")
+cdef _Attribute OS_OF = _Attribute("os")
+cdef _Attribute MARKER_OF = _Attribute("marker")
+cdef _Attribute ISOLATION_OF = _Attribute("isolation")
+
+
+cdef inline bint says(Kind* kind, int which, object text) except -1:
     """Notes a text that decides; not if it cannot be part of a key."""
     if text is None:
         kind.said[which] = Slice(NULL, 0)
@@ -48,13 +90,18 @@ cdef bint says(Kind* kind, int which, object text) except -1:
 
 cdef bint read_kind(object request, object facts, Kind* kind) except -1:
     """What of a request and the facts of its image decides, valid as long as they; not if it can be no key."""
-    cdef object labels = request.labels
-    cdef object platform = request.platform
-    cdef object label = (<dict>labels).get(LABEL_NAME) if type(labels) is dict else labels.get(LABEL_NAME)
+    cdef object labels = LABELS_OF.of(request)
+    cdef object platform = PLATFORM_OF.of(request)
+    cdef object label = None
+    if type(labels) is not dict:
+        label = labels.get(LABEL_NAME)
+    elif <dict>labels:
+        label = (<dict>labels).get(LABEL_NAME)
     return (
-        says(kind, RUNTIME, request.runtime) and says(kind, LABEL, label)
-        and says(kind, SYSTEM, None if platform is None else platform.os) and says(kind, ARCH, None if platform is None else platform.arch)
-        and says(kind, FACTS, facts.os) and says(kind, MARKER, facts.marker) and says(kind, ISOLATED, facts.isolation)
+        says(kind, RUNTIME, RUNTIME_OF.of(request)) and says(kind, LABEL, label)
+        and says(kind, SYSTEM, None if platform is None else SYSTEM_OF.of(platform))
+        and says(kind, ARCH, None if platform is None else ARCH_OF.of(platform))
+        and says(kind, FACTS, OS_OF.of(facts)) and says(kind, MARKER, MARKER_OF.of(facts)) and says(kind, ISOLATED, ISOLATION_OF.of(facts))
     )
 
 
@@ -189,7 +236,7 @@ cdef class JobLines:
                 if ending == AT_END:
                     for i in range(MAX_COUNTS):
                         self._counts[i] += lines.counts[i]
-                    return lines.out[:lines.size]
+                    return PyBytes_FromStringAndSize(lines.out, lines.size)
         finally:
             free(lines.out)
 

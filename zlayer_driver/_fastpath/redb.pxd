@@ -140,7 +140,8 @@ cdef inline Verdict read_header(Redb* file) noexcept nogil:
         return refuse(file, DAMAGED, "its page layout makes no sense")
     if file.slots[0].version != file.slots[1].version:
         return refuse(file, DAMAGED, "its commit slots are of different formats")
-    pages = file.size // file.page_size - 1
+    file.pages = file.size // file.page_size
+    pages = file.pages - 1
     # Both sides are divided rather than multiplied: the products of damaged counts do not fit 64 bits.
     rest += file.header_pages if rest else 0
     file.settled = (

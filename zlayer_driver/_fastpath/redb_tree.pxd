@@ -34,6 +34,7 @@ cdef enum:
     FEW_PAGES = 64  # are kept at first, and more once more are missed
     MANY_PAGES = 4096
     KEPT_PAGE_BYTES = 8192
+    WAYS = 8
 
 
 cdef enum Verdict:
@@ -84,9 +85,9 @@ cdef struct Node:
 
 
 cdef struct KeptPage:
-    Root root
+    uint64_t page
+    unsigned char checksum[16]
     unsigned char* raw
-    uint64_t size
 
 
 cdef struct Redb:
@@ -97,6 +98,7 @@ cdef struct Redb:
     uint64_t data_pages
     int flags
     bint settled
+    uint64_t pages
     uint64_t left  # pages that a walk may still visit: each hangs from one parent
     Slot slots[2]
     Table table
@@ -180,7 +182,7 @@ cdef inline Root child_of(const Node* node, uint32_t i) noexcept nogil:
     return root
 
 
-cdef inline bint lay_out(Node* node, const unsigned char* raw, uint64_t size, Shape shape) noexcept nogil:
+cdef inline bint lay_out(Node* node, const unsigned char* raw, Shape shape) noexcept nogil:
     """Finds a page's sections; their offsets are not looked at yet."""
     cdef uint64_t head
     node.raw = raw
@@ -236,7 +238,7 @@ cdef inline Verdict read_node(Redb* file, const Root* root, Shape shape, Node* n
     verdict = read_exactly(file, page, size, start)
     if verdict == GOOD and page[0] == BRANCH and size > MAX_BRANCH_BYTES:
         verdict = refuse(file, DAMAGED, "a branch page is larger than 256 KiB")
-    if verdict == GOOD and not lay_out(node, page, size, shape):
+    if verdict == GOOD and not lay_out(node, page, shape):
         verdict = refuse(file, DAMAGED, "a page is neither leaf nor branch")
     if verdict == GOOD:
         verdict = check_node(file, node, size, root.checksum)
@@ -248,11 +250,22 @@ cdef inline Verdict read_node(Redb* file, const Root* root, Shape shape, Node* n
 
 
 cdef inline bint is_kept(const KeptPage* kept, const Root* root) noexcept nogil:
-    return kept.raw != NULL and kept.root.page == root.page and memcmp(kept.root.checksum, root.checksum, 16) == 0
+    return kept.raw != NULL and kept.page == root.page and memcmp(kept.checksum, root.checksum, 16) == 0
 
 
-cdef inline KeptPage* place_of(Redb* file, const Root* root) noexcept nogil:
-    return &file.kept[(root.page ^ root.page >> 12) % file.kept_pages]
+cdef inline KeptPage* places_of(const Redb* file, uint64_t page) noexcept nogil:
+    """Where a page is kept, if it is: in one of `WAYS` places. In a table of a multiple of the size, what shared them shares as many."""
+    return &file.kept[WAYS * ((page * <uint64_t>0x9E3779B97F4A7C15 >> 32) % (file.kept_pages // WAYS))]
+
+
+cdef inline KeptPage* free_place(const Redb* file, uint64_t page) noexcept nogil:
+    """One of them that is free, or else that of the page that is to go."""
+    cdef KeptPage* places = places_of(file, page)
+    cdef int i
+    for i in range(WAYS):
+        if places[i].raw == NULL:
+            return &places[i]
+    return &places[file.missed_pages % WAYS]
 
 
 cdef inline void keep_more(Redb* file) noexcept nogil:
@@ -265,31 +278,33 @@ cdef inline void keep_more(Redb* file) noexcept nogil:
     file.kept = kept
     file.kept_pages *= 8
     for i in range(file.kept_pages // 8):
-        if small[i].raw != NULL:  # what shared no place in the small table shares none in one of a multiple of its size
-            place_of(file, &small[i].root)[0] = small[i]
+        if small[i].raw != NULL:
+            free_place(file, small[i].page)[0] = small[i]
     free(small)
 
 
 cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which) noexcept nogil:
     """A page of a tree of variable keys and values; valid until the next call with the same ``which``, if it is a leaf."""
-    cdef KeptPage* kept = place_of(file, root)
-    cdef Shape shape = Shape(-1, -1)
+    cdef KeptPage* kept = places_of(file, root.page)
     cdef unsigned char* raw = NULL
     cdef Verdict verdict
-    if is_kept(kept, root):
-        lay_out(node, kept.raw, kept.size, shape)
-        node.value_start = xxh3_u32(kept.raw + node.key_table + 4 * (node.count - 1))
-        return GOOD
-    verdict = read_node(file, root, shape, node, &raw)
+    cdef int i
+    for i in range(WAYS):
+        if is_kept(&kept[i], root):
+            lay_out(node, kept[i].raw, Shape(-1, -1))
+            node.value_start = xxh3_u32(node.raw + node.key_table + 4 * (node.count - 1))
+            return GOOD
+    verdict = read_node(file, root, Shape(-1, -1), node, &raw)
     if verdict != GOOD:
         return verdict
     if file.page_size << (root.page >> 59) <= KEPT_PAGE_BYTES:
         file.missed_pages += 1
         if file.missed_pages > file.kept_pages and file.kept_pages < MANY_PAGES:
             keep_more(file)
-            kept = place_of(file, root)
+        kept = free_place(file, root.page)
         free(kept.raw)
-        kept[0] = KeptPage(root[0], raw, file.page_size << (root.page >> 59))
+        kept.page, kept.raw = root.page, raw
+        memcpy(kept.checksum, root.checksum, 16)
     else:
         free(file.loose[which])
         file.loose[which] = raw
@@ -317,7 +332,7 @@ cdef inline uint32_t position(const Node* node, Slice key) noexcept nogil:
 
 cdef inline void rewind(Redb* file) noexcept nogil:
     """Before each walk: more visits than pages mean a loop."""
-    file.left = file.size // file.page_size
+    file.left = file.pages
 
 
 cdef inline Verdict find_value(Redb* file, Root root, Slice key, Slice* value, int which) noexcept nogil:

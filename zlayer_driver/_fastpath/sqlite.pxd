@@ -4,9 +4,9 @@ It is the shared library that Python's ``sqlite3`` uses, and only SQLite opens t
 descriptor closed behind its back, would drop the file locks of a writer in this process.
 """
 
-from libc.string cimport memcmp, strlen
+from libc.string cimport strlen
 
-from zlayer_driver._fastpath.files cimport Stamp, look
+from zlayer_driver._fastpath.files cimport Stamp, look, same_stamp
 from zlayer_driver._fastpath.grammar cimport Slice
 from zlayer_driver._fastpath.text cimport text_of
 
@@ -16,7 +16,7 @@ cdef extern from "<sqlite3.h>" nogil:
     ctypedef struct sqlite3_stmt
     ctypedef void (*sqlite3_destructor_type)(void*)
     const int SQLITE_OK, SQLITE_ROW, SQLITE_DONE, SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_PROTOCOL, SQLITE_NOTADB
-    const int SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI, SQLITE_BLOB, SQLITE_TEXT
+    const int SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI, SQLITE_OPEN_NOMUTEX, SQLITE_BLOB, SQLITE_TEXT
     const int SQLITE_DBCONFIG_TRUSTED_SCHEMA, SQLITE_LIMIT_LENGTH
     const sqlite3_destructor_type SQLITE_STATIC
     int sqlite3_open_v2(const char*, sqlite3**, int, const char*)
@@ -85,10 +85,7 @@ cdef inline bint unguarded(Mode mode) noexcept nogil:
 
 
 cdef inline bint same_state(const State* one, const State* other) noexcept nogil:
-    return (
-        one.mode == other.mode
-        and memcmp(&one.database, &other.database, sizeof(Stamp)) == 0 and memcmp(&one.wal, &other.wal, sizeof(Stamp)) == 0
-    )
+    return one.mode == other.mode and same_stamp(&one.database, &other.database) and same_stamp(&one.wal, &other.wal)
 
 
 cdef inline void close_sqlite(Sqlite* cache) noexcept nogil:
@@ -115,14 +112,15 @@ cdef inline int is_cache(Sqlite* cache) noexcept nogil:
 
 
 cdef inline int open_sqlite(Sqlite* cache, const char* uri, int max_blob_bytes) noexcept nogil:
-    """1 if opened, 0 if it is no blob cache, -1 on an SQLite error."""
+    """1 if opened, 0 if it is no blob cache, -1 on an SQLite error. Callers see to it that only one thread at a time uses it."""
     cdef int found, i
-    cdef int code = sqlite3_open_v2(uri, &cache.db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL)
+    cdef int code = sqlite3_open_v2(uri, &cache.db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX, NULL)
     if code != SQLITE_OK:
         return -1
     sqlite3_busy_timeout(cache.db, 50)
     sqlite3_limit(cache.db, SQLITE_LIMIT_LENGTH, max_blob_bytes)
     sqlite3_db_config(cache.db, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL)
+    sqlite3_exec(cache.db, "PRAGMA cache_size = -16384", NULL, NULL, NULL)  # KiB; pages are kept as they are read
     found = is_cache(cache)
     if found <= 0:
         return found

@@ -13,6 +13,7 @@ cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_DATA(object text)
     bint PyUnicode_IS_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
 
 
 cdef inline str text_of(Slice text):
@@ -26,7 +27,7 @@ cdef inline Slice slice_of(bytes text):
 cdef inline bint read_utf8(object text, Slice* found):
     """The UTF-8 of ``text``, valid as long as it; not where it has lone surrogates."""
     if PyUnicode_IS_ASCII(text):
-        found[0] = Slice(<const char*>PyUnicode_DATA(text), len(text))
+        found[0] = Slice(<const char*>PyUnicode_DATA(text), PyUnicode_GET_LENGTH(text))
         return True
     found.at = PyUnicode_AsUTF8AndSize(text, &found.size)
     if found.at == NULL:
