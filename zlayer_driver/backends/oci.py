@@ -1,4 +1,4 @@
-"""Containers by an OCI runtime (crun, runc, youki) under conmon, on overlayfs root file systems."""
+"""Containers by an OCI runtime (crun, runc, youki, gVisor's runsc) under conmon, on overlayfs root file systems."""
 
 from __future__ import annotations
 
