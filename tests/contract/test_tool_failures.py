@@ -19,11 +19,12 @@ from zlayer_driver.backends.krun import missing
 from zlayer_driver.backends.seatbelt_process import seconds, user
 from zlayer_driver.backends.tool_job import Job
 from zlayer_driver.backends.tool_spec import moved
+from zlayer_driver.backends.vz_guest import script
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound, StartFailed, Unsupported
 from zlayer_driver.host.processes import command_lines
-from zlayer_driver.model import Exit, Handle, Health, Mount, Security, Target
+from zlayer_driver.model import Exit, Handle, Health, Mount, Security, Target, TaskSpec
 from zlayer_driver.testing.cases import ended
 
 __all__ = ["home", "krun", "vz"]
@@ -157,3 +158,9 @@ def test_users_are_the_nodes() -> None:
 def test_variables_follow_their_mounts() -> None:
     env = {"A": "/alloc", "B": "/alloc/logs", "C": "/allocation", "D": "x /alloc"}
     assert moved(env, {"/alloc": "/host/alloc"}) == {"A": "/host/alloc", "B": "/host/alloc/logs", "C": "/allocation", "D": "x /alloc"}
+
+
+def test_shell_of_a_guest_is_told_no_names_that_are_none(tmp_path: Path) -> None:
+    for env in ({"A B": "c"}, {"é": "c"}, {"A": "\0"}):
+        with pytest.raises(InvalidSpec, match="a shell cannot set"):
+            script(TaskSpec(id="task", name="task", image="example.org/macos:v1", command="/bin/sh"), env, tmp_path / "script")

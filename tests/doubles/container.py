@@ -100,23 +100,26 @@ def start(argv: list[str]) -> None:
         usage("nobody would hear the container without --attach")
     if doc["pid"]:
         fail("invalidArgument", "attach is currently unsupported on already running containers")
+    begun, running = os.pipe()  # the latter closes once the child is another program, or has failed to be
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        become(doc, doc["argv"], doc["settings"])
+        become(doc, doc["argv"], doc["settings"], failed=running)
+    os.close(running)
+    if os.read(begun, 1):
+        os.waitpid(pid, 0)
+        fail("internalError", f"failed to start process: failed to find target executable {doc['argv'][0]}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: os.kill(pid, number))
     save(f"container-{name}", doc | {"pid": pid, "started": True})
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     end_group(pid)
     if load(f"container-{name}", None) is not None:
-        save(f"container-{name}", doc | {"pid": 0, "started": status != 125})
-    if status == 125:
-        fail("internalError", f"failed to start process: failed to find target executable {doc['argv'][0]}")
+        save(f"container-{name}", doc | {"pid": 0, "started": True})
     sys.exit(128 - status if status < 0 else status)
 
 
-def become(doc: Doc, argv: list[str], settings: Doc) -> NoReturn:
+def become(doc: Doc, argv: list[str], settings: Doc, *, failed: int = -1) -> NoReturn:
     env = {"PATH": os.environ["PATH"], "DOUBLES": HOME, **doc["env"], "CONTAINER": repr(doc)}
     try:
         os.chdir(settings.get("--workdir", "/"))
@@ -127,6 +130,8 @@ def become(doc: Doc, argv: list[str], settings: Doc) -> NoReturn:
             os.setuid(int(uid))
         os.execvpe(argv[0], argv, env)  # it becomes it
     except OSError:
+        if failed >= 0:
+            os.write(failed, b"!")
         os._exit(125)
 
 

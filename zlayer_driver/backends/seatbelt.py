@@ -81,7 +81,7 @@ class SeatbeltBackend(StoredImages, Interactive, Metered):
         """All of it lies in its directory."""
 
     def _exec(self, job: Job, argv: Sequence[str], told: ExecOptions, *, tty: bool, stdin: bool) -> ToolExec:
-        """Through a file, for there is no other way into another user's shoes; the file goes with the container."""
+        """Through a file, which its reader removes: variables are for no list of processes, and the keeper can become another user."""
         del stdin
         file = job.bundle.dir / f"exec-{secrets.token_hex(6)}.json"
         file.touch(0o600)

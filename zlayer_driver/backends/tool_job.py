@@ -27,6 +27,7 @@ KEEPER: Final = (sys.executable, "-I", "-S", "-c", _KEEPER)  # a module is compi
 _END_TIMEOUT_S = 30.0
 _UNKNOWN_CODE = 255
 _SAME_START_S = 2.0
+_NONE = -1  # no fd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        if self._alive is None:
+        if self._alive == _NONE:
             return True
         try:
             return os.read(self._alive, 1) == b""
@@ -127,11 +128,11 @@ class Job:
         if self._gone is None:
             loop = asyncio.get_running_loop()
             self._gone = loop.create_future()
-            loop.add_reader(self._alive or 0, self._notice, loop)
+            loop.add_reader(self._alive, self._notice, loop)
         return self._gone
 
     def _notice(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.remove_reader(self._alive or 0)
+        loop.remove_reader(self._alive)
         if self._gone and not self._gone.done():
             self._gone.set_result(None)
 
@@ -159,14 +160,14 @@ class Job:
         if self._gone and not self._gone.done():
             self._notice(self._gone.get_loop())
         for fd in (self._alive, self._kept):
-            if fd is not None:
+            if fd is not None and fd != _NONE:
                 os.close(fd)
-        self._alive = self._kept = None
+        self._alive, self._kept = _NONE, None
 
 
 def told(bundle: Bundle, number: int) -> bool:
     control = _open(bundle.dir / "control", os.O_WRONLY)
-    if control is None:
+    if control == _NONE:
         return False
     try:
         os.write(control, b"%d\n" % number)
@@ -198,12 +199,12 @@ async def _kill_unkept(bundle: Bundle) -> None:
             os.killpg(int(pid), SIGKILL)
 
 
-def _open(path: Path, flags: int) -> int | None:
+def _open(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO):  # not there, or a FIFO that nobody reads
-            return None
+            return _NONE
         raise
 
 

@@ -15,7 +15,7 @@ where there is none. It outlives the driver, and holds what it inherits, such as
     started     there once the command runs
     exit.json   by a rename, at the end: its exit code and signal, or why they are not known
 
-``enter FILE`` becomes the command that a file like job.json describes: 127 if there is none such, 126 if it may not be executed.
+``enter FILE`` becomes the command that a file like job.json describes, and takes the file away: 127 if there is none such, 126 if it may not be executed.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def keep(directory: str) -> int:
 
 def enter(file: str) -> int:
     job: Job = json.loads(Path(file).read_bytes())
+    Path(file).unlink()
     try:
         os.chdir(job["cwd"])
         if job["user"] is not None:

@@ -63,7 +63,7 @@ def _entered(become: str, before: str, argv: Sequence[str]) -> str:
 
 
 def _before(env: Mapping[str, str], work_dir: str) -> str:
-    faulty = [name for name in env if not name.isidentifier()]
+    faulty = [name for name in env if not (name.isascii() and name.isidentifier())]
     if faulty or any("\0" in value for value in env.values()):
         raise InvalidSpec(f"a shell cannot set the variables {', '.join(faulty) or 'with a NUL byte'}")
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
