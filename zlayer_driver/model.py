@@ -12,7 +12,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 from zlayer_driver.errors import InvalidSpec
 
 ISOLATION_LABEL = "com.zlayer.isolation"  # container label and image config label
-IMAGES_ATTRIBUTE = "unique.driver.zlayer.images"  # node attribute: canonical references with commas between; «unique.» keeps it out of the class
+IMAGES_ATTRIBUTE = (
+    "unique.driver.zlayer.images"  # node attribute: canonical references with commas between; «unique.» keeps it out of the class
+)
 RUNTIME_ANNOTATION = "com.zlayer.runtime"  # manifest annotation
 
 

@@ -209,7 +209,10 @@ def test_a_dry_run_shows_jobs_with_constraints_and_affinities(tmp_path: Path) ->
         ("${attr.driver.zlayer.os.windows}", "is_set", ""),
         ("${attr.cpu.arch}", "=", "arm64"),
     ]
-    assert [one["LTarget"] for one in group["Affinities"]] == ["${attr.unique.driver.zlayer.images}", "${attr.driver.zlayer.target.delegate}"]
+    assert [one["LTarget"] for one in group["Affinities"]] == [
+        "${attr.unique.driver.zlayer.images}",
+        "${attr.driver.zlayer.target.delegate}",
+    ]
     assert task["Config"] == {"command": "run", "image": "app", "labels": {"com.zlayer.isolation": "VM"}, "platform": line["platform"]}
     assert (task["Resources"], task["Env"]) == ({"CPU": 100, "MemoryMB": 64}, {"A": "b"})
     assert not (tmp_path / "state").exists()
