@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import SIGKILL
 
 import httpx2
 
@@ -75,6 +76,17 @@ def _cgroup(root: Path) -> str:
     return f"zlayer-test-{os.getpid()}-{root.name}"
 
 
+def _end_all(root: Path) -> None:
+    """Podman's supervisors of commands stay for five minutes, for whoever asks how the command ended."""
+    for pid, argv in command_lines():
+        if any(bytes(root) in part for part in argv):
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                os.kill(pid, SIGKILL)
+                select.select([pidfd], [], [], _READY_WITHIN_S)
+                os.close(pidfd)
+
+
 def _remove_cgroups(name: str) -> None:
     """The parent of all containers, in every tree, unless another engine of this node uses it."""
     for tree in cgroups.trees().roots():
@@ -94,6 +106,7 @@ def _running(root: Path, argv: Sequence[str], socket: Path, settings: Mapping[st
         remove_all(str(socket))
         process.terminate()
         process.wait()
+        _end_all(root)
         shutil.rmtree(root)
 
 
