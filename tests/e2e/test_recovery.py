@@ -126,17 +126,16 @@ class Storm:
 async def test_a_storm_of_kills_loses_and_doubles_nothing(site: Site) -> None:
     requests = [site.task(f"echo run >> /alloc/runs; echo {n}; exit {n % 120}") for n in range(TASKS)]
     storm = Storm(site)
-    plugins = asyncio.create_task(storm.keep_a_plugin(KILLS))
     waiting = iter(requests)
 
     async def work() -> None:
         for request in waiting:
             await storm.live(request)
 
-    await asyncio.gather(*(work() for _ in range(WORKERS)))
-    plugins.cancel()
-    with suppress(asyncio.CancelledError):
-        await plugins
+    async with asyncio.TaskGroup() as group:
+        plugins = group.create_task(storm.keep_a_plugin(KILLS))
+        await asyncio.gather(*(group.create_task(work()) for _ in range(WORKERS)))
+        plugins.cancel()
     wrong = {request.id: storm.ends[request.id] for n, request in enumerate(requests) if storm.ends[request.id] != Exit(n % 120)}
     runs = Counter(len(Path(request.alloc_dir, "alloc", "runs").read_text().splitlines()) for request in requests)
     logs = [Path(request.stdout_path).read_text() for request in requests]
