@@ -13,14 +13,14 @@ from zlayer_driver.backends.engine import EngineBackend
 from zlayer_driver.backends.engine_api import PODMAN
 from zlayer_driver.testing.cases import Evidence
 
-pytestmark = pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry")
+pytestmark = [pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry"), engine_lab.ONE_AT_A_TIME]
 
 __all__ = ["busybox", "pulled"]  # fixtures of the OCI backend's suite: the images are the same
 
 
 @pytest.fixture(scope="module")
-def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with engine_lab.podman(tmp_path_factory.mktemp("podman")) as served:
+def socket() -> Iterator[str]:
+    with engine_lab.podman() as served:
         yield served
 
 

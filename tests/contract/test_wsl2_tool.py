@@ -98,7 +98,10 @@ async def test_wait_outlives_the_agent_and_the_log_goes_on(subject: Wsl2Subject)
 
 async def test_relay_that_died_is_replaced_and_nothing_is_lost(subject: Wsl2Subject) -> None:
     handle = await subject.start(subject._spec("task", "trap 'printf late; exit 5' TERM; while :; do sleep 1000 & wait $!; done"))
-    relays = [pid for pid, argv in command_lines() if argv[:2] in ([b"/bin/sh", b"-c"], [b"cat"]) and handle.data["logs"].encode() in argv]
+    logs = handle.data["logs"].encode()
+    async with asyncio.timeout(DEADLINE_S):
+        while not (relays := [pid for pid, argv in command_lines() if argv[:2] in ([b"/bin/sh", b"-c"], [b"cat"]) and logs in argv]):  # noqa: ASYNC110  # a process that becomes another one tells nobody
+            await asyncio.sleep(0.01)
     assert len(relays) == 1
     os.kill(relays[0], signal.SIGKILL)
     subject.backend = subject.successor()

@@ -99,12 +99,20 @@ def test_plugin_blocks(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", JOBS, ids=lambda block: block.page)
 async def test_jobs(block: Block, site: Site, busybox: str) -> None:
     """Each task of each job, as Nomad would hand it over; a service is stopped once it runs."""
-    for job in _bodies(parse_hcl(block.text)["job"]):
+    for job in _bodies(_whole(parse_hcl(block.text))["job"]):
         for task in (task for group in _bodies(job["group"]) for task in _bodies(group["task"])):
             config = fold(TaskConfig, task["config"][0])
             parse(TaskConfig, config, what=block.page)
             if "constraint" not in job:
                 await _run(site, busybox, _request(site, config, task), job.get("type", "service"))
+
+
+def _whole(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a page shows only a group or a task, the job around it."""
+    for inner, outer in (("task", "group"), ("group", "job")):
+        if inner in part and outer not in part:
+            part = {outer: [{"part": {inner: part[inner], "constraint": []}}]}
+    return part
 
 
 def _bodies(blocks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -186,12 +186,15 @@ async def test_a_slow_log_collector_that_goes_away_and_comes_back_gets_every_lin
 
 
 async def test_a_task_whose_log_nobody_reads_can_be_stopped(site: Site) -> None:
-    request = site.task("trap 'exit 5' TERM; while :; do echo line; done")
+    request = site.task("trap 'exit 5' TERM; echo up > /alloc/up; while :; do echo line; done")
     Path(request.stdout_path).unlink()
-    os.mkfifo(request.stdout_path)
+    up = Path(request.alloc_dir, "alloc", "up")
+    for fifo in (request.stdout_path, up):
+        os.mkfifo(fifo)
     async with client(site) as go:
         await launch(go, site)
         await start(go, request)
+        assert await asyncio.to_thread(up.read_text) == "up\n"
         await go.call(DRIVER["StopTask"], driver_pb2.StopTaskRequest(task_id=request.id, timeout=codec.duration(0.2)))
         assert (await wait(go, request)).code in {5, 137}
         await destroy(go, request)

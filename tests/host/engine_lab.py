@@ -8,6 +8,7 @@ import select
 import shutil
 import socket as sockets
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,12 +16,14 @@ from pathlib import Path
 from signal import SIGKILL
 
 import httpx2
+import pytest
 
 from zlayer_driver.host import cgroups
 from zlayer_driver.host.processes import command_lines
 
 PODMAN_NEEDS = ("linux", "root", "podman", "runc", "conmon")
 DOCKER_NEEDS = ("linux", "root", "dockerd", "containerd", "runc")
+ONE_AT_A_TIME = pytest.mark.xdist_group("podman")  # two Podmans side by side lose each other's exits
 _READY_WITHIN_S = 20.0
 
 # Mounts of its own, which go with it; and shared memory of its own: all Podmans of a node keep their locks there, under one name.
@@ -44,8 +47,9 @@ insecure = true
 
 
 @contextmanager
-def podman(root: Path) -> Iterator[str]:
-    """The socket of ``podman system service``."""
+def podman() -> Iterator[str]:
+    """The socket of ``podman system service``. Podman takes no path of over 50 characters, so the one of a test will not do."""
+    root = Path(tempfile.mkdtemp(prefix="zlayer-"))
     for name, text in (("containers", _CONTAINERS_CONF), ("storage", _STORAGE_CONF), ("registries", _REGISTRIES_CONF)):
         (root / f"{name}.conf").write_text(text.format(root=root))
     settings = {

@@ -24,7 +24,7 @@ from zlayer_driver.host.processes import capture
 from zlayer_driver.model import Exit, Handle, Health, PullPolicy, Target, TaskSpec
 from zlayer_driver.node import Node
 
-pytestmark = pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry")
+pytestmark = [pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry"), engine_lab.ONE_AT_A_TIME]
 
 __all__ = ["busybox", "pulled"]  # fixtures of the OCI backend's suite: the images are the same
 
@@ -44,8 +44,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def socket(tmp_path_factory: pytest.TempPathFactory, pulled: str) -> Iterator[str]:
-    with engine_lab.podman(tmp_path_factory.mktemp("podman")) as served:
+def socket(pulled: str) -> Iterator[str]:
+    with engine_lab.podman() as served:
         engine_lab.pull(served, pulled)
         yield served
 

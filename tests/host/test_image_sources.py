@@ -100,11 +100,12 @@ async def test_what_skopeo_writes(store: ImageStore, tmp_path: Path, kind: str) 
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with engine_lab.podman(tmp_path_factory.mktemp("podman")) as socket:
+def podman() -> Iterator[str]:
+    with engine_lab.podman() as socket:
         yield socket
 
 
+@engine_lab.ONE_AT_A_TIME
 @pytest.mark.needs(*engine_lab.PODMAN_NEEDS)
 @pytest.mark.parametrize("kind", ["podman", "docker-daemon"])
 async def test_an_image_out_of_an_engine(
