@@ -21,7 +21,8 @@ from zlayer_driver.driver import Driver
 from zlayer_driver.host import mounts
 from zlayer_driver.node import Node
 
-pytestmark = pytest.mark.needs("root", "linux")
+# One at a time: a layer that anybody has mounted is in use, and the tests share theirs.
+pytestmark = [pytest.mark.needs("root", "linux"), pytest.mark.xdist_group("layers")]
 
 BASE = archive(directory("d", mode=0o750), member("d/old", b"old"), member("f", b"f"))
 TOP = archive(directory("d", mode=0o700), member("d/.wh.old"), member("d/new", b"new"))

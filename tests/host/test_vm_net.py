@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from zlayer_driver.errors import NetworkError
 from zlayer_driver.model import Network
 
 pytestmark = [pytest.mark.needs(*MACHINES, "ip", "tc"), pytest.mark.timeout(180)]
-HERE, THERE = "zlvmtest-a", "zlvmtest-b"
+HERE, THERE = (f"zlvmtest-{os.getpid()}-{side}" for side in "ab")
 
 
 def ip(*arguments: str) -> str:

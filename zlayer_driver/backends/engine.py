@@ -142,14 +142,23 @@ class EngineBackend(EngineImages):
             return
 
     async def _kill(self, handle: Handle) -> None:
-        """A log that nobody reads must not keep the engine from seeing the end: where it might, the follower goes."""
-        await self._send(handle, SIGKILL)
+        """A log that nobody reads must not keep the engine from seeing the end, for which Podman's answer waits: where it might, the follower goes."""
+        name = self._name(handle.task_id)
+        output = self._outputs.get(name) or Output(self._root, name)
+        sending = asyncio.ensure_future(self._send(handle, SIGKILL))
+        try:
+            await asyncio.wait({sending}, timeout=_DRAIN_S)
+            if not sending.done():
+                await output.end()
+            await sending
+        finally:
+            sending.cancel()
         for patience_s in (_DRAIN_S, _KILL_S):
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self.wait(handle)
                 return
-            await self._outputs[self._name(handle.task_id)].end()
+            await output.end()
         raise TimedOut(f"the end of task {handle.task_id!r} after SIGKILL", _KILL_S)
 
     async def destroy(self, handle: Handle) -> None:

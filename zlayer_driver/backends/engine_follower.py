@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -21,6 +22,8 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 2.0
 _HEAD = 8
 _HEAD_LIMIT_BYTES = 65536
 _REASON_BYTES = 2048
+_PIECE_BYTES = 65536
+_SILENCE_S = 1.0
 
 
 class Follower:
@@ -36,14 +39,20 @@ class Follower:
         path = f"/containers/{self._container}/attach?stream=1&stdout=1&stderr=1"
         return self._ask(f"POST {path} HTTP/1.1", "Connection: Upgrade", "Upgrade: tcp", "Content-Length: 0")
 
-    def carry(self, connection: socket.socket) -> None:
-        """Returns when the engine ends the stream."""
-        with connection, connection.makefile("rb") as stream:
-            while len(head := stream.read(_HEAD)) == _HEAD:
+    def carry(self, connection: socket.socket, silence_s: float | None = None) -> None:
+        """Returns when the engine ends the stream; with ``silence_s``, also after so long a silence if the container runs no more."""
+        with connection:
+            while self._more(connection, silence_s) and len(head := connection.recv(_HEAD, socket.MSG_WAITALL)) == _HEAD:
                 left, sink = int.from_bytes(head[4:], "big"), self._sinks[2 if head[0] == 2 else 1]
-                while left and (piece := stream.read1(left)):
+                while left and (piece := connection.recv(min(left, _PIECE_BYTES))):
                     left -= len(piece)
                     _write(sink, piece)
+
+    def _more(self, connection: socket.socket, silence_s: float | None) -> bool:
+        while not select.select([connection], [], [], silence_s)[0]:
+            if not self.runs():
+                return False
+        return True
 
     def runs(self) -> bool:
         """Whether the engine has the container and it runs; `OSError` while the engine does not answer."""
@@ -108,13 +117,13 @@ def main(address: str, container: str, lock: int, ready: int, stdout: int, stder
         return 1
     _write(ready, b"ok")
     os.close(ready)
-    pause_s = _FIRST_RETRY_S
+    pause_s, silence_s = _FIRST_RETRY_S, None
     while True:
         try:
-            follower.carry(connection)
+            follower.carry(connection, silence_s)
             if not follower.runs():
                 return 0
-            connection = follower.attach()
+            connection, silence_s = follower.attach(), _SILENCE_S  # Podman may still call a container running whose stream has ended
             pause_s = _FIRST_RETRY_S
         except OSError:
             time.sleep(pause_s)
