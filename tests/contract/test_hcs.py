@@ -21,6 +21,8 @@ from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, Evidence, ende
 from zlayer_driver.testing.exec_cases import ExecCases
 from zlayer_driver.testing.subject import Subject
 
+pytestmark = pytest.mark.needs("quiet")
+
 __all__ = ["home"]
 
 BUILD = "10.0.20348"

@@ -25,6 +25,8 @@ from zlayer_driver.readings import ExecOptions
 from zlayer_driver.testing.cases import DEADLINE_S, ended
 from zlayer_driver.testing.subject import Subject
 
+pytestmark = pytest.mark.needs("quiet")
+
 __all__ = ["home", "subject"]
 
 

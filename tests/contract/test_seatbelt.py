@@ -24,7 +24,7 @@ from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 
-pytestmark = pytest.mark.needs("linux", "root", "docker-registry")
+pytestmark = [pytest.mark.needs("linux", "root", "docker-registry"), pytest.mark.needs("quiet")]
 BASE = "example.org/base:v1"
 
 

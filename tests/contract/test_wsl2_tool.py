@@ -30,7 +30,7 @@ from zlayer_driver.testing.cases import DEADLINE_S, ended
 
 __all__ = ["busybox", "distro"]
 
-pytestmark = pytest.mark.needs("linux", "root", "runc", "conmon", "busybox")
+pytestmark = [pytest.mark.needs("linux", "root", "runc", "conmon", "busybox"), pytest.mark.needs("quiet")]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,6 +103,7 @@ async def test_jobs(block: Block, site: Site, busybox: str) -> None:
     for job in _bodies(_whole(parse_hcl(block.text))["job"]):
         for task in (task for group in _bodies(job["group"]) for task in _bodies(group["task"])):
             config = fold(TaskConfig, task["config"][0])
+            config["args"] = [_free_port() if arg == "8080" else arg for arg in config.get("args", [])]
             parse(TaskConfig, config, what=block.page)
             if "constraint" not in job:
                 await _run(site, busybox, _request(site, config, task), job.get("type", "service"))
@@ -113,6 +115,13 @@ def _whole(part: Mapping[str, Any]) -> Mapping[str, Any]:
         if inner in part and outer not in part:
             part = {outer: [{"part": {inner: part[inner], "constraint": []}}]}
     return part
+
+
+def _free_port() -> str:
+    """In place of a page's port, which something on this machine may have."""
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        return str(trial.getsockname()[1])
 
 
 def _bodies(blocks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
