@@ -12,6 +12,7 @@ from zlayer_driver.config import Block, PluginConfig, single_blocks
 from zlayer_driver.errors import ConfigError
 
 PLUGIN = "zlayer-driver"
+META = f"{__name__}.agent"  # where a click context keeps what was read
 _SUFFIXES = (".hcl", ".json")
 
 

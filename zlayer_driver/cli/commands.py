@@ -48,8 +48,9 @@ Nomad launches this file as a plugin; put it into the agent's plugin directory. 
 @click.pass_context
 def cli(context: click.Context, state_dir: str | None, agent_file: Path | None) -> None:
     try:
-        told = dict(agent_config.read(agent_file).config) if agent_file else {}
-        context.obj = parse(PluginConfig, told | ({"state_dir": state_dir} if state_dir else {}), what=str(agent_file or "command line"))
+        agent = context.meta[agent_config.META] = agent_config.read(agent_file) if agent_file else None
+        told = {**(agent.config if agent else {}), **({"state_dir": state_dir} if state_dir else {})}
+        context.obj = parse(PluginConfig, told, what=str(agent_file or "command line"))
     except DriverError as error:
         raise Failure(error, as_json=False) from error
     if context.invoked_subcommand is None:

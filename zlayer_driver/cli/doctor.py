@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from zlayer_driver import backends, fastpath
-from zlayer_driver.cli.agent_config import PLUGIN, AgentConfig, read
+from zlayer_driver.cli.agent_config import META, PLUGIN, AgentConfig
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, show_rows
 from zlayer_driver.config import PluginConfig
@@ -38,13 +38,12 @@ def doctor(context: click.Context, as_json: bool) -> None:
     Exits with 1 if the primary target cannot run anything.
     """
     config: PluginConfig = context.obj
-    agent_file = context.find_root().params["agent_file"]
     rows = on_node(config, _targets)
     healthy = rows[0]["state"] is Health.HEALTHY
     rows.append(
         {"what": "fastpath", "state": fastpath.IMPLEMENTATION, "backend": None, "detail": "references, cache keys and cache probing"}
     )
-    checks = dict(_checks(config, read(agent_file) if agent_file else None))
+    checks = dict(_checks(config, context.meta[META]))
     rows += [{"what": what, "state": "amiss" if amiss else "ok", "backend": None, "detail": amiss} for what, amiss in checks.items()]
     show_rows(rows, as_json=as_json)
     if not healthy:
