@@ -8,7 +8,7 @@ run: setup
 	@tools/enter $(BIN)/python -m tools.demo
 
 test: setup
-	@tools/enter $(BIN)/python -m pytest tests -n 3 --dist loadgroup
+	@tools/enter $(BIN)/python -m pytest tests -n 2 --dist loadgroup
 
 check: setup
 	@$(BIN)/python -m pytest tests/repo
