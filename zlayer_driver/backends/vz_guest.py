@@ -28,6 +28,7 @@ from zlayer_driver.readings import ExecOptions
 
 SHELL: Final = "/bin/sh"
 _ENV, _AS, _PID = (f'"$HOME/.zlayer/{name}"' for name in ("env", "as", "pid"))
+_THERE = f"until [ -s {_PID} ]; do sleep 0.1; done"  # the pid comes last: all else is there once it is
 _MACHINE_IMAGE = ImageConfig(os="darwin", arch="", diff_ids=())  # it names no command
 
 
@@ -47,14 +48,14 @@ def script(spec: TaskSpec, env: Mapping[str, str], path: Path) -> Path:
 
 
 def entering(argv: Sequence[str], told: ExecOptions) -> list[str]:
-    """A further command of the container."""
+    """A further command of the container, once there is one."""
     become = _as(told.user) if told.user else f"$(cat {_AS})"
-    return [SHELL, "-c", f"exec {_entered(become, _before(told.env, told.work_dir), argv)}"]
+    return [SHELL, "-c", f"{_THERE}; exec {_entered(become, _before(told.env, told.work_dir), argv)}"]
 
 
 def signalling(name: str) -> list[str]:
     """A command that sends a signal to the container's process, once there is one."""
-    return [SHELL, "-c", f'until [ -s {_PID} ]; do sleep 0.1; done; as="$(cat {_AS})"; ${{as:+sudo -n --}} kill -s {name} "$(cat {_PID})"']
+    return [SHELL, "-c", f'{_THERE}; as="$(cat {_AS})"; ${{as:+sudo -n --}} kill -s {name} "$(cat {_PID})"']
 
 
 def _entered(become: str, before: str, argv: Sequence[str]) -> str:
