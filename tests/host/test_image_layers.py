@@ -206,6 +206,22 @@ async def test_two_stores_on_one_directory(store: ImageStore, tmp_path: Path) ->
         await other.close()
 
 
+async def test_a_list_is_read_again_once_something_changed(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ImageStore(tmp_path / "images")
+    try:
+        await stack(store, tmp_path, LOWER, name="one")
+        for path in (tmp_path / "images").glob("[bl]*"):
+            os.utime(path, (1, 1))  # as a while later
+        listed = store.list()
+        monkeypatch.setattr(store, "get", None)
+        assert store.list() == listed != []
+        monkeypatch.undo()
+        await other.tag("localhost/one", "localhost/two")
+        assert [record.reference for record in store.list()] == ["localhost/one:latest", "localhost/two:latest"]
+    finally:
+        await other.close()
+
+
 async def test_a_record_without_its_layers_is_no_image(store: ImageStore, tmp_path: Path) -> None:
     pulled = await stack(store, tmp_path, LOWER)
     pulled.layers[0].rename(tmp_path / "elsewhere")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 
 _SETTLE_AFTER_S = 30.0
 _LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
+_QUIET_NS = 1_000_000_000  # a file that was written to later than so long ago may be written to again under the same time
 _OF_TASKS = "localhost/of-a-task"
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
 _Reports = list[Report]
@@ -75,6 +77,8 @@ class ImageStore:
         self._puller = Puller(
             self._layers, self._cache, Wanted(os, arch or host_arch(), runtime), self._limits, allow_devices=allow_devices
         )
+        self._tells = (self.cache_path, self.cache_path.with_name(f"{self.cache_path.name}-wal"), root / "l")
+        self._listed: tuple[object, list[ImageRecord]] = None, []
         self._flights: dict[_Key, _Flight] = {}
         self._opened = self._swept = False
         self._settling: asyncio.Task[None] | None = None
@@ -140,8 +144,21 @@ class ImageStore:
         return Image(reference, digest_of(raw), config, layers, size)
 
     def list(self) -> list[ImageRecord]:
-        """The images that `get` has, sorted by reference."""
-        return [ImageRecord(image.reference, image.digest, image.size_bytes) for image in self._images()]
+        """The images that `get` has, sorted by reference. They are read again when records or layers have changed: agents ask all the time."""
+        state = self._state()
+        if state is None or state != self._listed[0]:
+            self._listed = state, [ImageRecord(image.reference, image.digest, image.size_bytes) for image in self._images()]
+        return self._listed[1].copy()
+
+    def _state(self) -> object:
+        """What changes with any record or layer, whoever changes it; ``None`` while that may go unseen."""
+        try:
+            found = [path.stat() for path in self._tells if path.exists()]
+        except FileNotFoundError:
+            return None
+        if max((each.st_mtime_ns for each in found), default=0) > time.time_ns() - _QUIET_NS:
+            return None
+        return [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found]
 
     def hold(self) -> AbstractContextManager[None]:
         """While held, no layer is removed: for the time between `get` and a mount. Mounted layers are safe by themselves."""
