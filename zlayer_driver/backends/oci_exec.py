@@ -6,20 +6,20 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL
 
-from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
+from zlayer_driver.backends.oci_runtime import CRUN, GVISOR, OciRuntime
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.runtime import command_fault, last_error
 from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
-from zlayer_driver.host.session import STDOUT, Session
+from zlayer_driver.host.session import STDOUT, Console, Session
 from zlayer_driver.model import ExecResult, Exit
-from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions, WindowSize
+from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions
 
 _LIMIT = 16 << 20
 _GRACE_S = 5.0
@@ -59,6 +59,14 @@ class Exec:
         """What a runtime says that writes no log, if that was the runtime and not its command."""
         return "" if self._pid.exists() else stderr.decode("utf-8", "replace").strip()
 
+    async def session(self, *, tty: bool) -> Session:
+        """Crun takes what a terminal still holds at the command's end for an error message of its own, so it has to give the terminal away."""
+        if not tty or self._runtime.kind != CRUN:
+            return Session.start(self.argv, tty=tty)
+        with closing(Console(self._pid.with_suffix(".sock"))) as console:
+            at = self.argv.index("exec") + 1
+            return await Session.on_console([*self.argv[:at], "--console-socket", console.path, *self.argv[at:]], console)
+
     async def end(self) -> None:
         """The runtime's process is over, but if it was killed, its command may not be. Takes the files away."""
         if not self._over and self._inner.exists():
@@ -93,8 +101,8 @@ async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
 
 async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
     """Output as it comes, the exit last. Closing the iterator, or cancelling who waits for it, kills the command."""
-    session = Session.start(command.argv, tty=tty)
-    feeding = asyncio.create_task(_feed(session, stdin))
+    session = await command.session(tty=tty)
+    feeding = asyncio.create_task(session.feed(stdin))
     try:
         async for source, data in session.output():
             yield ExecEvent(Channel.STDOUT if source == STDOUT else Channel.STDERR, data)
@@ -105,21 +113,6 @@ async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: 
         await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
         await session.close()
         await command.end()
-
-
-async def _feed(session: Session, stdin: AsyncIterator[ExecInput] | None) -> None:
-    with suppress(BrokenPipeError):  # a command need not read its input
-        if stdin is not None:
-            await _give(session, stdin)
-        await session.end_input()
-
-
-async def _give(session: Session, stdin: AsyncIterator[ExecInput]) -> None:
-    async for given in stdin:
-        if isinstance(given, WindowSize):
-            session.resize(given.rows, given.columns)
-        else:
-            await session.write(given)
 
 
 def _process(bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> dict[str, object]:

@@ -19,7 +19,8 @@ from zlayer_driver.host.gate import open_gate
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.processes import Completed, capture
 
-PREFERRED = ("crun", "runc", "youki")
+CRUN = "crun"
+PREFERRED = (CRUN, "runc", "youki")
 GVISOR = "runsc"
 _TIMEOUT_S = 30.0
 
@@ -137,7 +138,7 @@ async def _examine(name: str) -> OciRuntime | Unsupported:
 def _crun_fault(path: str) -> Unsupported | None:
     """Crun refuses a hybrid machine whose v2 tree has controllers, even where it is told to leave cgroups alone."""
     mounted = cgroups.trees()
-    if Path(path).name != "crun" or mounted.mode is not cgroups.Mode.HYBRID:
+    if Path(path).name != CRUN or mounted.mode is not cgroups.Mode.HYBRID:
         return None
     if not (left := mounted.v2_controllers()):
         return None

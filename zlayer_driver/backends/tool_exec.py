@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from zlayer_driver.errors import InvalidSpec, TimedOut
 from zlayer_driver.host.processes import capture
 from zlayer_driver.host.session import STDOUT, Session
 from zlayer_driver.model import ExecResult, Exit
-from zlayer_driver.readings import Channel, ExecEvent, ExecInput, WindowSize
+from zlayer_driver.readings import Channel, ExecEvent, ExecInput
 
 _LIMIT = 16 << 20
 _HEARD_BYTES = 4096
@@ -50,7 +49,7 @@ async def execute(command: ToolExec, *, timeout_s: float) -> ExecResult:
 async def stream(command: ToolExec, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
     """Output as it comes, the exit last. Closing the iterator, or cancelling who waits for it, kills the command."""
     session = Session.start(command.argv, tty=tty)
-    feeding = asyncio.create_task(_feed(session, stdin))
+    feeding = asyncio.create_task(session.feed(stdin))
     heard = b""
     try:
         async for source, data in session.output():
@@ -62,14 +61,3 @@ async def stream(command: ToolExec, stdin: AsyncIterator[ExecInput] | None, *, t
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
         await session.close()
-
-
-async def _feed(session: Session, stdin: AsyncIterator[ExecInput] | None) -> None:
-    with suppress(BrokenPipeError):  # a command need not read its input
-        if stdin is not None:
-            async for given in stdin:
-                if isinstance(given, WindowSize):
-                    session.resize(given.rows, given.columns)
-                else:
-                    await session.write(given)
-        await session.end_input()

@@ -1,4 +1,4 @@
-"""A child whose standard streams are ours while it runs: three pipes, or one terminal."""
+"""A child whose standard streams are ours while it runs: three pipes, a terminal of ours, or one that it makes and hands over."""
 
 from __future__ import annotations
 
@@ -8,34 +8,79 @@ import fcntl
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import termios
 import tty as terminal
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 from zlayer_driver.errors import Unsupported
 from zlayer_driver.host.processes import reap, spawn
+from zlayer_driver.readings import ExecInput, WindowSize
 
 STDOUT, STDERR = 1, 2
 _CHUNK = 1 << 16
 _GRACE_S = 5.0
 _AHEAD = 16  # chunks read before the consumer asks; beyond it the child blocks
+_NONE = -1  # no fd
+_NAME_BYTES = 4096  # a runtime sends the terminal's name along
 _END_OF_INPUT = b"\x04"  # what a terminal's line discipline takes for the end of a file
 
 
-class Session:
-    """``status`` is done when the child has ended; cancelling it kills the child. `close` it in any case."""
+class Console:
+    """Where a runtime hands over the terminal that it makes for a command (its ``--console-socket``): ``socket``, whose name is free.
 
-    def __init__(self, child: subprocess.Popen[bytes], stdin: int, outputs: dict[int, int], *, tty: bool) -> None:
+    Both sides reach it through an fd of its directory, which the runtime inherits: a socket's own path may be too long for its address.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self.fd = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.path = f"/proc/self/fd/{self.fd}/{socket_path.name}"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.setblocking(False)
+        self._listener.bind(self.path)
+        self._listener.listen()
+
+    async def terminal(self) -> int:
+        """The fd that whoever connects first sends; -1 if that is none."""
+        loop = asyncio.get_running_loop()
+        connection, _ = await loop.sock_accept(self._listener)
+        with connection:
+            await _until(connection.fileno(), loop.add_reader, loop.remove_reader)
+            fds = socket.recv_fds(connection, _NAME_BYTES, 1, socket.MSG_CMSG_CLOEXEC)[1]
+        return fds[0] if fds else _NONE
+
+    def hang_up(self) -> None:
+        """Whoever waits for a terminal gets the one that has come, or none."""
+        with socket.socket(socket.AF_UNIX) as nobody:
+            nobody.connect(self.path)
+
+    def close(self) -> None:
+        self._listener.close()
+        Path(self.path).unlink()
+        os.close(self.fd)
+
+
+class Session:
+    """``status`` is done when the child has ended; cancelling it kills the child. `close` it in any case.
+
+    ``copies`` says that the child has another terminal of its own, and copies between that and ours. Without fds there is no output, and
+    nobody takes input.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], stdin: int, outputs: dict[int, int], *, tty: bool, copies: bool = True) -> None:
         self.status = asyncio.ensure_future(reap(child, grace_s=_GRACE_S))
         self._child = child
         self._stdin = stdin
         self._outputs = outputs
         self._tty = tty
+        self._copies = copies
         self._pumps: list[asyncio.Task[None]] = []
-        for fd in {stdin, *outputs.values()}:
+        for fd in {stdin, *outputs.values()} - {_NONE}:
             os.set_blocking(fd, False)
 
     @classmethod
@@ -57,6 +102,27 @@ class Session:
             _close_all(theirs)
         return cls(child, ours[0], {STDOUT: ours[1]} if tty else {STDOUT: ours[1], STDERR: ours[2]}, tty=tty)
 
+    @classmethod
+    async def on_console(cls, argv: Sequence[str], console: Console) -> Self:
+        """Returns once the child has handed its terminal over, or has ended without one."""
+        session = cls(spawn(argv, pass_fds=(console.fd,)), _NONE, {}, tty=True, copies=False)
+
+        def over(_status: asyncio.Future[int]) -> None:
+            console.hang_up()
+
+        session.status.add_done_callback(over)
+        try:
+            terminal = await console.terminal()
+        except BaseException:
+            await session.close()
+            raise
+        finally:
+            session.status.remove_done_callback(over)
+        if terminal != _NONE:
+            os.set_blocking(terminal, False)
+            session._stdin, session._outputs = terminal, {STDOUT: terminal}
+        return session
+
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         """Chunks with the stream that they came from, up to the end of both. Once."""
         ready: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(_AHEAD)
@@ -69,30 +135,44 @@ class Session:
         """Waits while the child does not read; `BrokenPipeError` once it never will."""
         loop = asyncio.get_running_loop()
         while data:
+            if self._stdin == _NONE:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             try:
                 data = data[os.write(self._stdin, data) :]
             except BlockingIOError:
                 await _until(self._stdin, loop.add_writer, loop.remove_writer)
 
-    async def end_input(self) -> None:
+    async def feed(self, stdin: AsyncIterator[ExecInput] | None) -> None:
+        """All of it, and then its end. A command need not read its input."""
+        with suppress(BrokenPipeError):
+            if stdin is not None:
+                async for given in stdin:
+                    if isinstance(given, WindowSize):
+                        self._resize(given)
+                    else:
+                        await self.write(given)
+            await self._end_input()
+
+    async def _end_input(self) -> None:
         if self._tty:
             await self.write(_END_OF_INPUT)
         else:
             os.close(self._stdin)
-            self._stdin = -1
+            self._stdin = _NONE
 
-    def resize(self, rows: int, columns: int) -> None:
-        """The child is told as by a terminal that controls it; without a terminal, nothing happens."""
-        if self._tty and not self.status.done():
-            fcntl.ioctl(self._stdin, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            self._child.send_signal(signal.SIGWINCH)
+    def _resize(self, size: WindowSize) -> None:
+        """A child that copies is told as by a terminal that controls it; without a terminal, nothing happens."""
+        if self._tty and self._stdin != _NONE and not self.status.done():
+            fcntl.ioctl(self._stdin, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+            if self._copies:
+                self._child.send_signal(signal.SIGWINCH)
 
     async def close(self) -> None:
         """Kills the child if it still runs. Nobody may be in `output` or `write` any more."""
         for task in (self.status, *self._pumps):
             task.cancel()
         await asyncio.wait([self.status, *self._pumps])
-        _close_all({self._stdin, *self._outputs.values()} - {-1})
+        _close_all({self._stdin, *self._outputs.values()} - {_NONE})
 
 
 async def _pump(fd: int, stream: int, ready: asyncio.Queue[tuple[int, bytes] | None]) -> None:
