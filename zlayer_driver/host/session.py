@@ -56,6 +56,8 @@ class Console:
 
     def hang_up(self) -> None:
         """Whoever waits for a terminal gets the one that has come, or none."""
+        if self.fd == _NONE:
+            return
         with socket.socket(socket.AF_UNIX) as nobody:
             nobody.connect(self.path)
 
@@ -63,6 +65,7 @@ class Console:
         self._listener.close()
         Path(self.path).unlink()
         os.close(self.fd)
+        self.fd = _NONE
 
 
 class Session:
@@ -106,18 +109,12 @@ class Session:
     async def on_console(cls, argv: Sequence[str], console: Console) -> Self:
         """Returns once the child has handed its terminal over, or has ended without one."""
         session = cls(spawn(argv, pass_fds=(console.fd,)), _NONE, {}, tty=True, copies=False)
-
-        def over(_status: asyncio.Future[int]) -> None:
-            console.hang_up()
-
-        session.status.add_done_callback(over)
+        session.status.add_done_callback(lambda _: console.hang_up())
         try:
             terminal = await console.terminal()
         except BaseException:
             await session.close()
             raise
-        finally:
-            session.status.remove_done_callback(over)
         if terminal != _NONE:
             os.set_blocking(terminal, False)
             session._stdin, session._outputs = terminal, {STDOUT: terminal}
