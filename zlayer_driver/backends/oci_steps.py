@@ -6,11 +6,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from zlayer_driver.backends.oci_runtime import OciRuntime
+from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.making import Making
-from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, end_processes, erase
+from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, SUPERVISOR, end_processes, erase
 from zlayer_driver.host import cgroups
+
+
+async def _hold(making: Making) -> None:
+    """Not for gVisor, whose command line is told by the config."""
+    if making.runtime.kind != GVISOR:
+        await SUPERVISOR.do(making)
 
 
 async def _create(making: Making) -> None:
@@ -34,4 +40,4 @@ def _states(bundle: Bundle) -> list[Path]:
     return [path for name in (bundle.id, f"{bundle.id}_sandbox:{bundle.id}.*") for path in (bundle.root / "rt").glob(f"*/{name}")]
 
 
-STEPS = (DIRECTORY, ROOTFS, CONFIG, replace(CONTAINER, do=_create, undo=_remove), RUN)
+STEPS = (DIRECTORY, replace(SUPERVISOR, do=_hold), ROOTFS, CONFIG, replace(CONTAINER, do=_create, undo=_remove), RUN)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import shutil
-from contextlib import suppress
+import subprocess
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,30 +33,64 @@ def conmon_path() -> str | None:
     return shutil.which("conmon")
 
 
-async def create(bundle: Bundle, runtime: str, runtime_args: tuple[str, ...], ends: LogEnds) -> Supervised:
-    """`CreateFailed` with what conmon said; the runtime's own words are in its log."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
+class Held:
+    """A conmon that is ready, and waits for the word to create its container; what that takes may be made meanwhile.
+
+    Owns its process until the word is given, and its ends of two pipes. A conmon whose driver dies takes that for the word: it is then one of
+    the strays that whoever removes the container ends.
+    """
+
+    def __init__(self, bundle: Bundle, process: subprocess.Popen[bytes], word: int, answer: int) -> None:
+        self._bundle = bundle
+        self._process = process
+        self._word = word
+        self._answer = answer
+
+    async def create(self) -> Supervised:
+        """`CreateFailed` with what conmon said; the runtime's own words are in its log."""
+        with suppress(BrokenPipeError):  # it has ended, and so has nothing to answer
+            os.write(self._word, b"\n")
         try:
-            conmon = spawn(
-                _argv(bundle, runtime, runtime_args),
-                stdout=ends.stdout,
-                stderr=ends.stderr,
-                env={"PATH": os.environ.get("PATH", os.defpath), "_OCI_SYNCPIPE": str(writer)},
-                pass_fds=(writer, *ends.spares),
-                cwd=bundle.dir,  # where it leaves its own notes
-            )
-        finally:
-            os.close(writer)
-        # The process that we start forks conmon itself and goes; when `create` is done is told on the pipe alone.
-        async with asyncio.timeout(_CREATE_TIMEOUT_S):
-            await reap(conmon)
-            answer = await _answer(reader)
-    except TimeoutError:
-        raise TimedOut(f"the creation of container {bundle.id!r}", _CREATE_TIMEOUT_S) from None
-    finally:
-        os.close(reader)
-    return _understood(bundle, answer)
+            # The process that we started forks conmon itself and goes; when `create` is done is told on the pipe alone.
+            async with asyncio.timeout(_CREATE_TIMEOUT_S):
+                await reap(self._process)
+                answer = await _answer(self._answer)
+        except TimeoutError:
+            raise TimedOut(f"the creation of container {self._bundle.id!r}", _CREATE_TIMEOUT_S) from None
+        return _understood(self._bundle, answer)
+
+    def close(self) -> None:
+        """Ends a conmon that never got the word: killed first, for the end of the pipe is the word too."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        for fd in (self._word, self._answer):
+            os.close(fd)
+
+
+def hold(bundle: Bundle, runtime: str, runtime_args: tuple[str, ...], ends: LogEnds) -> Held:
+    """Starts it, with ``ends`` as the container's output. The bundle need only have its directory."""
+    with ExitStack() as ours, ExitStack() as theirs:
+        waiting, word = _pipe()
+        theirs.callback(os.close, waiting)
+        ours.callback(os.close, word)
+        answer, answering = _pipe()
+        theirs.callback(os.close, answering)
+        ours.callback(os.close, answer)
+        process = spawn(
+            _argv(bundle, runtime, runtime_args),
+            stdout=ends.stdout,
+            stderr=ends.stderr,
+            env={"PATH": os.environ.get("PATH", os.defpath), "_OCI_STARTPIPE": str(waiting), "_OCI_SYNCPIPE": str(answering)},
+            pass_fds=(waiting, answering, *ends.spares),
+            cwd=bundle.dir,  # where it leaves its own notes
+        )
+        ours.pop_all()
+    return Held(bundle, process, word, answer)
+
+
+def _pipe() -> tuple[int, int]:
+    return os.pipe2(os.O_CLOEXEC)
 
 
 def _argv(bundle: Bundle, runtime: str, runtime_args: tuple[str, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zlayer_driver.backends.supervised.bundle import Bundle
+from zlayer_driver.backends.supervised.conmon import Held
 from zlayer_driver.backends.supervised.container import Container
 from zlayer_driver.backends.supervised.runtime import Runtime
 from zlayer_driver.errors import InternalError
@@ -26,12 +27,13 @@ from zlayer_driver.model import TaskSpec
 
 @dataclass(slots=True)
 class Making:
-    """One container in the making; ``container`` is there once its processes are, before it runs: it may be over in no time."""
+    """One container in the making: ``held`` until its processes are there, ``container`` from then on, before it runs, for it may be over in no time."""
 
     bundle: Bundle
     task: TaskSpec
     image: Image
     runtime: Runtime
+    held: Held | None = None
     container: Container | None = None
 
     @property
@@ -44,7 +46,14 @@ class Making:
         fields = {field.name: getattr(self.task, field.name) for field in dataclasses.fields(self.task) if field.name != "auth"}
         return hashlib.sha256(json.dumps(fields, default=_plain, sort_keys=True).encode()).hexdigest()
 
+    def let_go(self) -> None:
+        """Of the supervisor, which has its container now, or is to have none."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
+
     def close(self) -> None:
+        self.let_go()
         if self.container is not None:
             self.container.close()
 

@@ -88,15 +88,31 @@ async def nothing(_bundle: Bundle) -> None:
 # container
 
 
+async def _hold(making: Making) -> None:
+    """Its program starts while root file system and config are made."""
+    making.held = _held(making)
+
+
+def _held(making: Making) -> conmon.Held:
+    with log_ends(making.task.stdout_path, making.task.stderr_path) as ends:
+        return conmon.hold(making.bundle, making.runtime.path, making.runtime.options(making.bundle, making.log), ends)
+
+
+async def _release(bundle: Bundle) -> None:
+    if bundle.record() is None:
+        await end_strays(bundle)
+
+
 async def _create(making: Making) -> None:
     bundle, runtime = making.bundle, making.runtime
+    making.held = making.held or _held(making)
     try:
-        with log_ends(making.task.stdout_path, making.task.stderr_path) as ends:
-            made = await conmon.create(bundle, runtime.path, runtime.options(bundle, making.log), ends)
+        made = await making.held.create()
     except CreateFailed as error:
         if told := last_error(making.log):
             raise CreateFailed(bundle.id, _sentence(told, making), recoverable=error.recoverable) from error
         raise
+    making.let_go()
     record = Record(runtime.path, runtime.kind, boot_id(), made.init, made.supervisor, _stop_signal(making.image), making.digest)
     making.container = Container(bundle, record, runtime)
     bundle.write_record(record)
@@ -191,5 +207,6 @@ async def _run(making: Making) -> None:
 DIRECTORY = Step("directory", _make_directory, _remove_directory)
 ROOTFS = Step("rootfs", _mount_rootfs, _unmount_rootfs)
 CONFIG = Step("config", _write_config, nothing)
+SUPERVISOR = Step("supervisor", _hold, _release)
 CONTAINER = Step("container", _create, remove_container)
 RUN = Step("run", _run, nothing)
