@@ -22,7 +22,7 @@ from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import EngineError, NotFound
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.host.processes import capture
-from zlayer_driver.model import Exit, Handle, Health, PullPolicy, Target, TaskSpec
+from zlayer_driver.model import Exit, Handle, Health, PullPolicy, Target, TaskSpec, TaskState
 from zlayer_driver.node import Node
 
 pytestmark = [pytest.mark.needs(*engine_lab.PODMAN_NEEDS, "busybox", "docker-registry"), engine_lab.ONE_AT_A_TIME]
@@ -134,7 +134,22 @@ async def test_much_output_waits_for_its_reader_and_is_whole(tmp_path: Path, pul
 
 async def test_a_log_that_nobody_reads_hides_no_exit(tmp_path: Path, pulled: str, backend: EngineBackend) -> None:
     os.mkfifo(tmp_path / "out")
-    handle = await _start(backend, _spec(tmp_path, pulled, "while :; do echo a line that nobody reads; done"))
+    handle = await _start(backend, _spec(tmp_path, pulled, ": >/up; while :; do echo a line that nobody reads; done"))
+    up = await backend.exec(
+        handle, ["sh", "-c", "until [ -e /up ]; do sleep 0.02; done"], timeout_s=_DEADLINE_S
+    )  # before, runc itself has the pid
+    assert up.exit == Exit(0)
+    async with asyncio.timeout(_DEADLINE_S):
+        await backend.stop(handle, timeout_s=0, signal="SIGTERM")
+    assert await _ended(backend, handle) == Exit(137, 9)
+    await backend.destroy(handle)
+
+
+async def test_a_paused_task_is_there_and_can_be_stopped(tmp_path: Path, pulled: str, backend: EngineBackend) -> None:
+    handle = await _start(backend, _spec(tmp_path, pulled, "sleep 1000", stdout_path="/dev/null"))
+    await backend.pause(handle)
+    await backend.recover(handle)
+    assert await backend.state(handle) is TaskState.RUNNING
     async with asyncio.timeout(_DEADLINE_S):
         await backend.stop(handle, timeout_s=0, signal="SIGTERM")
     assert await _ended(backend, handle) == Exit(137, 9)

@@ -33,7 +33,9 @@ _ENGINES: Final = {engine.name: engine for engine in (PODMAN, DOCKER)}
 _DRAIN_S: Final = 2.0
 _KILL_S: Final = 30.0
 _RETRY_S: Final = 0.2
-_ENDED: Final = {"exited", "stopped", "dead"}
+_LOOKS: Final = 10
+_JUST_ENDED: Final = "no such process"
+_BETWEEN: Final = {"stopping", "restarting"}
 _LAST_SIGNAL: Final = 64
 
 
@@ -71,7 +73,7 @@ class EngineBackend(EngineImages):
         logs = Logs(spec.stdout_path, spec.stderr_path)
         try:
             container = await _to_its_end(self._create(name, body))
-            await output.follow(self._api.socket, container, logs)
+            await output.follow(self._api.socket, container, 0, logs)
             await _to_its_end(self._start(name, container))
         except DriverError:
             await self._remove(name)
@@ -104,9 +106,9 @@ class EngineBackend(EngineImages):
         name = self._name(handle.task_id)
         if name not in self._outputs:
             self._outputs[name] = Output.keep(self._root, name)
-        if found["State"]["Running"] and handle.data:
+        if _runs(found["State"]) and handle.data:
             logs = Logs(str(handle.data.get("stdout", "/dev/null")), str(handle.data.get("stderr", "/dev/null")))
-            await self._outputs[name].follow(self._api.socket, found["Id"], logs)
+            await self._outputs[name].follow(self._api.socket, found["Id"], int(found["State"]["Pid"]), logs)
         return found
 
     async def wait(self, handle: Handle) -> Exit:
@@ -119,7 +121,7 @@ class EngineBackend(EngineImages):
                 _log.warning("the exit of task %s is asked for again: %s", handle.task_id, error)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if state["Status"] in _ENDED:
+            if not _runs(state) and state["Status"] not in _BETWEEN:
                 break
             await asyncio.sleep(_RETRY_S)  # it was started again, or the engine is not done with it
         await self._outputs[self._name(handle.task_id)].drained(_DRAIN_S)
@@ -129,7 +131,7 @@ class EngineBackend(EngineImages):
         number = signals.number(signal) if signal else 0
         try:
             found = await self._look(handle)
-            if not found["State"]["Running"]:
+            if not _runs(found["State"]):
                 return
             asked = number or signals.number(found["Config"].get("StopSignal") or "SIGTERM")
             with suppress(TimeoutError):
@@ -220,14 +222,14 @@ class EngineBackend(EngineImages):
         return [str(warning) for warning in told.get("Warnings") or ()]
 
     async def state(self, handle: Handle) -> TaskState:
-        return TaskState.RUNNING if (await self._look(handle))["State"]["Running"] else TaskState.EXITED
+        return TaskState.RUNNING if _runs((await self._look(handle))["State"]) else TaskState.EXITED
 
     async def pid(self, handle: Handle) -> int | None:
         return int((await self._look(handle))["State"]["Pid"]) or None
 
     async def inspect(self, handle: Handle) -> ContainerDetails:
         found = await self._look(handle)
-        ended = not found["State"]["Running"]
+        ended = not _runs(found["State"])
         return ContainerDetails(exit_code=int(found["State"]["ExitCode"]) if ended else None, raw=found)
 
     async def logs(self, handle: Handle, tail: int | None = None) -> Sequence[LogLine]:
@@ -248,10 +250,19 @@ class EngineBackend(EngineImages):
         return f"zlayer-{self._state[:8]}-{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
 
     async def _look(self, handle: Handle) -> Doc:
-        """The engine's document of the very container that ``handle`` names."""
+        """The engine's document of the very container that ``handle`` names. Podman has none for the moment in which the container ends."""
         name = str(handle.data.get("container", "")) or self._name(handle.task_id)
-        found: Doc = await self._api.call("GET", f"/containers/{name}/json", container=handle.task_id)
-        return found
+        patience = _LOOKS
+        while True:
+            try:
+                found: Doc = await self._api.call("GET", f"/containers/{name}/json", container=handle.task_id)
+            except EngineError as error:
+                patience -= 1
+                if _JUST_ENDED not in error.reason or not patience:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return found
 
     async def _id(self, handle: Handle) -> str:
         return str((await self._look(handle))["Id"])
@@ -269,8 +280,15 @@ class EngineBackend(EngineImages):
             raise InvalidSpec(f"{self.name} cannot {verb} task {handle.task_id!r}: {error.reason}") from error
 
 
+def _runs(state: Doc) -> bool:
+    """Podman does not call a paused container running."""
+    return bool(state["Running"] or state.get("Paused"))
+
+
 def _exit(code: int, *, oom_killed: bool) -> Exit:
     """As engines tell it: a signal death and an exit with 128+n look the same."""
+    if code < 0:
+        return Exit(1, error="the engine no longer knows how the container ended")
     signal = code - 128 if 0 < code - 128 <= _LAST_SIGNAL else 0
     return Exit(code, signal, oom_killed=oom_killed and signal == SIGKILL)
 

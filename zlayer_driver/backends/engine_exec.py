@@ -13,13 +13,14 @@ from signal import SIGKILL
 from typing import Any
 
 from zlayer_driver.backends.engine_api import Api, Wire, frames
-from zlayer_driver.errors import DriverError, EngineError, TimedOut
+from zlayer_driver.errors import DriverError, EngineError, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.model import ExecResult, Exit
 from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions, WindowSize
 
 _CHUNK = 65536
 _CANNOT_INVOKE, _NOT_FOUND = 126, 127
+_FORGOTTEN = "no such exec session"
 _MISSING = (b"no such file or directory", b"not found")
 _SETTLE_S, _SETTLE_STEP_S = 5.0, 0.01  # the engine notes an exec's start and end a moment after its output says so
 
@@ -102,7 +103,13 @@ class Exec:
                 wire.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
     async def _look(self) -> dict[str, Any]:
-        found: dict[str, Any] = await self.api.call("GET", f"/exec/{self.id}/json")
+        """`NotFound` once the container has ended: Podman forgets its commands then."""
+        try:
+            found: dict[str, Any] = await self.api.call("GET", f"/exec/{self.id}/json")
+        except EngineError as error:
+            if _FORGOTTEN in error.reason:
+                raise NotFound(self.container, "it ended before the engine had told how the command did") from error
+            raise
         return found
 
     async def _exit_code(self, last_output: bytes) -> int:

@@ -2,11 +2,13 @@
 
 A program of its own that imports the standard library alone, run by its path::
 
-    engine_follower.py SOCKET CONTAINER LOCK READY STDOUT STDERR
+    engine_follower.py SOCKET CONTAINER PID LOCK READY STDOUT STDERR
 
-All but the first two are inherited descriptors. It goes on as an orphan, writes its pid to LOCK, attaches to the container, closes READY
-after writing ``ok`` (or why it could not), and ends when the container's output has. The engine holds the container back while the logs
-take nothing, as a pipe would.
+PID is the container's, 0 before its start; the rest are inherited descriptors. It goes on as an orphan, writes its pid to LOCK, attaches to
+the container, closes READY after writing ``ok`` (or why it could not), and ends when the container's output has. The engine holds the container
+back while the logs take nothing, as a pipe would.
+
+Podman sets up a container anew that it is asked to attach to after its end, and forgets its exit. So nobody attaches whose process has ended.
 """
 
 from __future__ import annotations
@@ -50,19 +52,20 @@ class Follower:
 
     def _more(self, connection: socket.socket, silence_s: float | None) -> bool:
         while not select.select([connection], [], [], silence_s)[0]:
-            if not self.runs():
+            if not lives(self.pid()):
                 return False
         return True
 
-    def runs(self) -> bool:
-        """Whether the engine has the container and it runs; `OSError` while the engine does not answer."""
+    def pid(self) -> int:
+        """Of the container as it runs or is paused, 0 else; `OSError` while the engine does not answer."""
         try:
             connection = self._ask(f"GET /containers/{self._container}/json HTTP/1.0")  # of 1.0, so that the body has no chunks
         except FileNotFoundError:
-            return False
+            return 0
         with connection, connection.makefile("rb") as stream:
             try:
-                return bool(json.loads(stream.read())["State"]["Running"])
+                state = json.loads(stream.read())["State"]
+                return int(state["Pid"]) if state["Running"] or state.get("Paused") else 0
             except (ValueError, KeyError, TypeError) as error:
                 raise OSError("the engine broke off its answer") from error
 
@@ -77,6 +80,19 @@ class Follower:
             connection.close()
             raise
         return connection
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is there and no zombie: it has ended some time before its engine says so."""
+    try:
+        handle = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:
+        handle = -1
+    if handle < 0:
+        return False
+    ended = bool(select.select([handle], [], [], 0)[0])
+    os.close(handle)
+    return not ended
 
 
 def _expect_success(connection: socket.socket) -> None:
@@ -103,7 +119,7 @@ def _write(fd: int, data: bytes) -> None:
         sys.exit(f"log: {error.strerror}")
 
 
-def main(address: str, container: str, lock: int, ready: int, stdout: int, stderr: int) -> int:
+def main(address: str, container: str, pid: int, lock: int, ready: int, stdout: int, stderr: int) -> int:
     """The exit status: 1 if it could not attach at first. An engine that restarts is attached to again."""
     if os.fork():
         os._exit(0)
@@ -111,19 +127,25 @@ def main(address: str, container: str, lock: int, ready: int, stdout: int, stder
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     follower = Follower(address, container, {1: stdout, 2: stderr})
     try:
-        connection = follower.attach()
+        connection = follower.attach() if pid == 0 or lives(pid) else None
     except OSError as error:
         _write(ready, str(error).encode())
         return 1
     _write(ready, b"ok")
     os.close(ready)
+    if connection is not None:
+        _follow(follower, connection)
+    return 0
+
+
+def _follow(follower: Follower, connection: socket.socket) -> None:
     pause_s, silence_s = _FIRST_RETRY_S, None
     while True:
         try:
             follower.carry(connection, silence_s)
-            if not follower.runs():
-                return 0
-            connection, silence_s = follower.attach(), _SILENCE_S  # Podman may still call a container running whose stream has ended
+            if not lives(follower.pid()):
+                return
+            connection, silence_s = follower.attach(), _SILENCE_S
             pause_s = _FIRST_RETRY_S
         except OSError:
             time.sleep(pause_s)
@@ -131,4 +153,4 @@ def main(address: str, container: str, lock: int, ready: int, stdout: int, stder
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])))
+    sys.exit(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:8])))

@@ -65,8 +65,8 @@ class Output:
         found._kept = _locked(root / f"{name}.kept", fcntl.LOCK_EX)
         return found if found._kept >= 0 else None
 
-    async def follow(self, socket: str, container: str, logs: Logs) -> None:
-        """Returns once the container's output goes to the logs. Where a follower is at work already, nothing changes."""
+    async def follow(self, socket: str, container: str, pid: int, logs: Logs) -> None:
+        """Returns once the container's output goes to the logs; ``pid`` is 0 before its start. Where a follower is at work, nothing changes."""
         if not logs.wanted or (lock := _locked(self._log, fcntl.LOCK_EX)) < 0:
             return
         with contextlib.ExitStack() as stack:
@@ -75,7 +75,7 @@ class Output:
             stack.callback(os.close, reader)
             ends = stack.enter_context(log_ends(logs.stdout, logs.stderr))
             fds = (lock, writer, ends.stdout, ends.stderr)
-            argv = [sys.executable, "-I", "-S", engine_follower.__file__, socket, container, *map(str, fds)]
+            argv = [sys.executable, "-I", "-S", engine_follower.__file__, socket, container, str(pid), *map(str, fds)]
             try:
                 child = spawn(argv, env={}, pass_fds=(*fds, *ends.spares))
             finally:
