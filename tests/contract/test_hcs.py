@@ -21,7 +21,7 @@ from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, Evidence, ende
 from zlayer_driver.testing.exec_cases import ExecCases
 from zlayer_driver.testing.subject import Subject
 
-pytestmark = pytest.mark.needs("quiet")
+pytestmark = pytest.mark.needs("linux")
 
 __all__ = ["home"]
 

@@ -25,7 +25,7 @@ from zlayer_driver.readings import ExecOptions
 from zlayer_driver.testing.cases import DEADLINE_S, ended
 from zlayer_driver.testing.subject import Subject
 
-pytestmark = pytest.mark.needs("quiet")
+pytestmark = pytest.mark.needs("linux")
 
 __all__ = ["home", "subject"]
 

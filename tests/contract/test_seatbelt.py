@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from tests.contract.test_oci import StoreCases
 from tests.contract.tool_subject import ToolSubject, home
 from tests.doubles import registry
 from tests.doubles.images import Built, archive, directory, image, member
+from tests.doubles.tools import BIN
 from zlayer_driver import contract
 from zlayer_driver.backends.seatbelt import SeatbeltBackend
 from zlayer_driver.contract import Backend
@@ -24,7 +27,7 @@ from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
 
-pytestmark = [pytest.mark.needs("linux", "root", "docker-registry"), pytest.mark.needs("quiet")]
+pytestmark = pytest.mark.needs("linux", "root", "docker-registry")
 BASE = "example.org/base:v1"
 
 
@@ -71,7 +74,10 @@ def pulled(program: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-async def subject(tmp_path: Path, home: Path, program: Built, pulled: str) -> AsyncIterator[Subject]:
+async def subject(tmp_path: Path, home: Path, program: Built, pulled: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
+    """With its tools where other users find them, too: the way to a checkout may be root's alone."""
+    tools = shutil.copytree(BIN.parent, tmp_path / "tests/doubles", symlinks=True)
+    monkeypatch.setenv("PATH", f"{tools / BIN.name}{os.pathsep}{os.environ['PATH']}")
     home.chmod(0o777)
     (home / "calls").touch()
     (home / "calls").chmod(0o666)

@@ -31,7 +31,7 @@ from zlayer_driver.testing.cases import DEADLINE_S
 
 __all__ = ["home", "krun", "program", "pulled", "seatbelt", "tmp_path", "vz", "vz_linux"]
 
-pytestmark = [pytest.mark.needs("linux", "root", "docker-registry"), pytest.mark.needs("quiet")]
+pytestmark = pytest.mark.needs("linux", "root", "docker-registry")
 SCRIPT = "echo $GREETING $WHERE; pwd; echo ready; exec sleep 1000"
 
 

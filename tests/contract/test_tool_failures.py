@@ -29,7 +29,7 @@ from zlayer_driver.testing.cases import ended
 
 __all__ = ["home", "krun", "vz"]
 
-pytestmark = [pytest.mark.needs("linux", "root"), pytest.mark.needs("quiet")]
+pytestmark = pytest.mark.needs("linux", "root")
 
 
 def job_of(backend: Backend, handle: Handle) -> Job:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from tests.doubles.double import HOME, Doc, load, parse, play, save, tell, usage, whole
+from tests.doubles.double import HOME, Doc, begin, load, parse, play, save, settle, tell, usage, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,13 +102,17 @@ def start(argv: list[str]) -> None:
     if doc["pid"]:
         fail("invalidArgument", "attach is currently unsupported on already running containers")
     begun, running = os.pipe()  # the latter closes once the child is another program, or has failed to be
+    beginning = begin(name)
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        save(f"container-{name}", doc | {"pid": os.getpid()})
         become(doc, doc["argv"], doc["settings"], failed=running)
-    os.close(running)
+    for fd in (running, beginning):
+        os.close(fd)
     if os.read(begun, 1):
         os.waitpid(pid, 0)
+        save(f"container-{name}", doc)
         fail("internalError", f"failed to start process: failed to find target executable {doc['argv'][0]}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: os.kill(pid, number))
@@ -174,6 +178,7 @@ def kill(argv: list[str]) -> None:
 
 def delete(argv: list[str]) -> None:
     found, (name,) = parse(argv, flags={"--force"}, least=1, most=1)
+    settle(name)
     doc = container_of(name)
     if doc["pid"] and "--force" not in found:
         fail("invalidState", f"container {name} is running and can not be deleted")
@@ -194,11 +199,13 @@ def exec_(argv: list[str]) -> None:
         fail("invalidState", f"container {name} is not running")
     if "--interactive" not in found:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    beginning = begin(name)
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
         save(f"exec-{name}-{os.getpid()}", os.getpid())
         become(doc | {"env": doc["env"] | environment(found)}, command, doc["settings"] | found)
+    os.close(beginning)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == 125:
         fail("internalError", f"failed to exec process failed to find target executable {command[0]}")

@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 
-from tests.doubles.ctr_shim import NO_FILE, begin, check_log_uri, emit, fail, names, process, read, send
-from tests.doubles.double import HOME, load, note, parse, save, usage, whole
+from tests.doubles.ctr_shim import NO_FILE, check_log_uri, create, emit, fail, names, process, read, send
+from tests.doubles.double import HOME, begin, load, note, parse, save, settle, usage, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def run(argv: list[str]) -> None:
     if image not in load("images", {}):
         fail(f'image "{image}": not found')
     spec = {key: found.get(key) for key in ("--isolated", "--cni", "--cwd", "--user", "--mount", *limits)}
-    begin(
+    create(
         image, name, command or image_command(image), found.get("--log-uri", ""), {**spec, "env": environment(found.get("--env-file", ""))}
     )
 
@@ -175,6 +175,7 @@ def tasks_list(argv: list[str]) -> None:
     parse(argv, most=0)
     say("TASK    PID    STATUS    ")
     for name in names(f"{HOME}/tasks"):
+        settle(name)
         if pid := read(f"tasks/{name}/pid"):
             say(f"{name}    {pid}    {'RUNNING' if read(f'tasks/{name}/exit') is None else 'STOPPED'}")
 
@@ -187,7 +188,7 @@ def tasks_kill(argv: list[str]) -> None:
     pid = read(f"{directory}/{found.get('--exec-id', 'pid')}")
     if pid is None or ("--exec-id" not in found and read(f"{directory}/exit") is not None):
         fail("process already finished: not found")
-    send(os.killpg if number == signal.SIGKILL else os.kill, process(f"{directory}/{found.get('--exec-id', 'pid')}"), SIGNALS[number])
+    send(os.killpg if number == signal.SIGKILL else os.kill, process(name, found.get("--exec-id", "pid")), SIGNALS[number])
 
 
 def tasks_delete(argv: list[str]) -> None:
@@ -217,6 +218,7 @@ def tasks_exec(argv: list[str]) -> None:
     if not given.startswith("exec-") or found.get("--user", "ContainerUser") not in ("ContainerUser", "ContainerAdministrator"):
         fail(f"no such user: {found}")
     env = {"PATH": "/usr/bin:/bin", "DOUBLES": HOME, **load(f"containers/{name}", {})["env"]}
+    beginning = begin(name)
     save(f"{directory}/{given}", 0)
     if (pid := os.fork()) == 0:
         os.setsid()
@@ -227,6 +229,7 @@ def tasks_exec(argv: list[str]) -> None:
         except OSError:
             sys.stderr.write(f"ctr: {NO_FILE.format(name)}\n")
             os._exit(1)
+    os.close(beginning)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
@@ -241,6 +244,7 @@ def tasks_metrics(argv: list[str]) -> None:
 
 def containers_delete(argv: list[str]) -> None:
     _, (name,) = parse(argv, least=1, most=1)
+    settle(name)
     if load(f"containers/{name}", None) is None:
         log("error", f"failed to delete container {name}")
         fail(unknown(name))

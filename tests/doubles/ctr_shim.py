@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 
-from tests.doubles.double import HOME, load, save
+from tests.doubles.double import HOME, begin, load, save, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,27 +69,29 @@ def check_log_uri(text: str) -> list[str]:
     return words
 
 
-def begin(image: str, name: str, command: list[str], log_uri: str, spec: Doc) -> None:
+def create(image: str, name: str, command: list[str], log_uri: str, spec: Doc) -> None:
     if load(f"containers/{name}", None) is not None:
         fail(f'container "{name}": already exists')
     save(f"containers/{name}", {"image": image, "command": command, **spec})
     os.mkdir(f"{HOME}/tasks/{name}")  # noqa: PTH102 # as above
     reader, writer = os.pipe()
+    beginning = begin(name)
     if os.fork() == 0:
         os.setsid()
         os.close(reader)
-        shim(name, command, log_uri, spec, writer)
-    os.close(writer)
+        shim(name, command, log_uri, spec, (writer, beginning))
+    for fd in (writer, beginning):
+        os.close(fd)
     with os.fdopen(reader) as told:
         if reason := told.read():
             fail(f"failed to create shim task: {reason}" if "logger" in reason else reason)
 
 
-def shim(name: str, command: list[str], log_uri: str, spec: Doc, outcome: int) -> NoReturn:
+def shim(name: str, command: list[str], log_uri: str, spec: Doc, until_begun: tuple[int, int]) -> NoReturn:
     """Lives as long as the container: its logger is a child of ours, and how it ended is for `tasks delete` to tell."""
     import subprocess  # noqa: PLC0415 # as above
 
-    directory = f"{HOME}/tasks/{name}"
+    directory, outcome = f"{HOME}/tasks/{name}", until_begun[0]
     silence = os.open("/dev/null", os.O_RDWR)
     for stream in range(3):
         os.dup2(silence, stream)
@@ -104,7 +105,8 @@ def shim(name: str, command: list[str], log_uri: str, spec: Doc, outcome: int) -
     for end in ends:
         os.close(end)
     save(f"tasks/{name}/pid", child.pid)
-    os.close(outcome)
+    for fd in until_begun:
+        os.close(fd)
     status = child.wait()
     for pid in [child.pid, *execs(name)]:
         send(os.killpg, pid, signal.SIGKILL)
@@ -138,13 +140,11 @@ def start_logger(directory: str, name: str, log_uri: str, outcome: int) -> tuple
 
 
 def execs(name: str) -> Iterable[int]:
-    return [process(f"tasks/{name}/{file}") for file in names(f"{HOME}/tasks/{name}") if file.startswith("exec-")]
+    settle(name)
+    return [process(name, file) for file in names(f"{HOME}/tasks/{name}") if file.startswith("exec-")]
 
 
-def process(file: str) -> int:
-    """Of a command whose ctr was killed while it began it, as soon as there is one; no process has the number that there is else."""
-    for _ in range(500):
-        if pid := int(read(file) or 0):
-            return pid
-        time.sleep(0.002)
-    return 1 << 30
+def process(name: str, file: str) -> int:
+    """Of a command whose ctr may have been killed while it began it; no process has the number that there is else."""
+    settle(name)
+    return int(read(f"tasks/{name}/{file}") or 0) or 1 << 30

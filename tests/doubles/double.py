@@ -101,6 +101,24 @@ def save(name: str, value: Any) -> None:
     os.rename(f"{HOME}/{name}.{os.getpid()}", f"{HOME}/{name}")  # noqa: PTH104 # as above
 
 
+def begin(name: str) -> int:
+    """What is held, and by whoever inherits it, until it is known which process something is."""
+    import fcntl  # noqa: PLC0415 # few need it
+
+    fd = os.open(f"{HOME}/begin-{name}", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def settle(name: str) -> None:
+    """Returns when nothing of that name is between its beginning and being known: who began it may have been killed there."""
+    import fcntl  # noqa: PLC0415 # as above
+
+    fd = os.open(f"{HOME}/begin-{name}", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.close(fd)
+
+
 def note(argv: list[str]) -> None:
     fd = os.open(f"{HOME}/calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(fd, repr(argv).encode() + b"\n")

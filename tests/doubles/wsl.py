@@ -20,9 +20,8 @@ INSIDE = ["--distribution", SETTINGS.get("name"), "--user", "root", "--cd", "/",
 INVALID = "Invalid command line argument: {}\r\nPlease use 'wsl.exe --help' to get a list of supported arguments.\r\n"
 NO_DISTRO = "There is no distribution with the supplied name.\r\nError code: Wsl/Service/WSL_E_DISTRO_NOT_FOUND\r\n"
 NO_PROGRAM = "<3>WSL (9) ERROR: CreateProcessCommon:818: execvpe({}) failed: No such file or directory\r\n"
-RELAY = (
-    'cd "$0" && exec 9<. && flock -n 9 || exit 0; exec 5<>relay 7<>out 8<>err 3<out 4<err 7>&- 8>&-; echo >&5; cat <&4 >&2 & cat <&3; wait'
-)
+RELAY = 'cd "$0" && exec 7<>"$1" 3<"$1" 7>&- && flock -n 3 || exit 0; exec 5<>"$1.relay"; echo >&5; exec cat <&3'
+OUTPUTS = ("out", "err")
 
 
 def say(words: str) -> None:
@@ -51,10 +50,15 @@ def inside(program: str, argv: list[str]) -> NoReturn:
         fail(NO_DISTRO)
     path = {"/usr/local/bin/zlayer-driver": SETTINGS["driver"], "/bin/sh": "/bin/sh"}.get(program) or fail(NO_PROGRAM.format(program))
     logs = f"{SETTINGS['state_dir']}/logs/"
-    known = ["--state-dir", SETTINGS["state_dir"], "agent"] if program != "/bin/sh" else ["-c", RELAY, *argv[2:]]
-    if argv != known or (
-        program == "/bin/sh" and not (len(argv) == len(known) and argv[-1].startswith(logs) and os.access(argv[-1], os.X_OK))
-    ):
+    known = [["--state-dir", SETTINGS["state_dir"], "agent"]]
+    if program == "/bin/sh":
+        known = [
+            ["-c", RELAY, where, output]
+            for where in argv[2:3]
+            if where.startswith(logs) and os.access(where, os.X_OK)
+            for output in OUTPUTS
+        ]
+    if argv not in known:
         fail(INVALID.format(argv))
     os.chdir("/")
     os.execve(path, [program, *argv], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "WSL_DISTRO_NAME": SETTINGS["name"]})

@@ -7,8 +7,8 @@ Written to WSL 2.9.4 and MicrosoftDocs/WSL of July 2026; ``--exec``, ``--cd`` an
 ``wsl.exe --distribution D --user root --cd / --exec /usr/local/bin/zlayer-driver --state-dir DIR agent``
     the agent that all calls go to (`wsl2_wire`), by its standard streams, so that no word of a task is ever part of a command line that
     Windows quotes, wsl.exe parses and a process list shows
-``wsl.exe --distribution D --user root --cd / --exec /bin/sh -c … DIR``
-    one for each container: it copies the container's output to Nomad's named pipes
+``wsl.exe --distribution D --user root --cd / --exec /bin/sh -c … DIR out|err``
+    one for each output of a container: it copies that to Nomad's named pipe
 
 ``--exec`` runs a program without the shell that ``--`` would put before it, and gives its exit code; for failures of its own wsl.exe exits
 with -1 and says why on its standard output, in UTF-16LE unless ``WSL_UTF8`` is 1 (`WslClient.cpp`). ``WSLENV`` is emptied: nothing of
@@ -16,7 +16,7 @@ the driver's environment reaches the distro.
 
 What survives the plugin: conmon in the distro is the parent of the container and writes down its exit code. A distro is stopped some
 15 s after the last process that wsl.exe started in it is gone (``instanceIdleTimeout``, `WslCoreConfig.h`), whatever else runs there: the
-relay of each container, which is no child of the plugin's and lives until the container's output ends, holds it. A relay that died is
+relays of each container, which are no children of the plugin's and live until the container's output ends, hold it. A relay that died is
 replaced when the container is recovered; conmon's spare read ends keep what nobody has read until then.
 """
 
@@ -44,11 +44,9 @@ DISTRO: Final = "zlayer"
 _WSL: Final = "wsl.exe"
 PROGRAM: Final = "/usr/local/bin/zlayer-driver"
 _LIST_TIMEOUT_S: Final = 60.0
-# One a container, by the lock. It says when it has the FIFOs (see `wsl2_agent`), whose opening never waits for a writer, as it would by
-# itself; each copy ends with the last writer of its FIFO.
-_RELAY: Final = (
-    'cd "$0" && exec 9<. && flock -n 9 || exit 0; exec 5<>relay 7<>out 8<>err 3<out 4<err 7>&- 8>&-; echo >&5; cat <&4 >&2 & cat <&3; wait'
-)
+# One for each FIFO, by the lock on it, and a single process, so that it is there whole or not at all. It says when it has the FIFO (see
+# `wsl2_agent`), whose opening never waits for a writer, as it would by itself, and ends with the FIFO's last writer.
+_RELAY: Final = 'cd "$0" && exec 7<>"$1" 3<"$1" 7>&- && flock -n 3 || exit 0; exec 5<>"$1.relay"; echo >&5; exec cat <&3'
 _NOT_FOR_THE_DISTRO: Final = {"state_dir", "caches", "overlay", "fallback"}
 _HINT: Final = "wsl --import zlayer <directory> <root file system>.tar --version 2, and install zlayer-driver in it"
 
@@ -83,16 +81,16 @@ class Wsl2Backend(Calls):
         return dataclasses.replace(inner, description=f"{inner.description} in WSL distro {DISTRO}")
 
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
-        """The agent writes to FIFOs; the paths of the logs are for the relay."""
+        """The agent writes to FIFOs; the paths of the logs are for the relays."""
         mounts = tuple(dataclasses.replace(mount, source=mount.source and to_linux(mount.source, DISTRO)) for mount in spec.mounts)
         made = await self._remote.call(Backend.start, dataclasses.replace(spec, mounts=mounts))
         data = {**made, "stdout": spec.stdout_path, "stderr": spec.stderr_path}
-        await self._relay(Handle(spec.id, Target.DELEGATE, self.name, data))
+        await self._see_to_relays(Handle(spec.id, Target.DELEGATE, self.name, data))
         return data
 
     async def recover(self, handle: Handle) -> None:
         await self._remote.call(Backend.recover, handle)
-        await self._relay(handle)
+        await self._see_to_relays(handle)
 
     async def wait(self, handle: Handle) -> Exit:
         """Outlives an agent that was killed."""
@@ -107,10 +105,10 @@ class Wsl2Backend(Calls):
         """Ends the agent; containers and relays go on."""
         await self._remote.close()
 
-    async def _relay(self, handle: Handle) -> None:
-        if await self._remote.call(Relayed.lacks_relay, handle):
-            argv = [*_inside("/bin/sh"), "-c", _RELAY, handle.data["logs"]]
-            leave(argv, stdout_path=handle.data["stdout"], stderr_path=handle.data["stderr"], env=self._env)
+    async def _see_to_relays(self, handle: Handle) -> None:
+        logs = {"out": handle.data["stdout"], "err": handle.data["stderr"]}
+        for name in await self._remote.call(Relayed.lacking_relays, handle):
+            leave([*_inside("/bin/sh"), "-c", _RELAY, handle.data["logs"], name], stdout_path=logs[name], env=self._env)
 
 
 def _inside(program: str) -> list[str]:

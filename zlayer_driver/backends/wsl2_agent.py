@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,19 +19,22 @@ from zlayer_driver.contract import Backend
 from zlayer_driver.errors import DriverError
 from zlayer_driver.model import Exit, Handle, Target, TaskSpec
 
-_DRAIN_TIMEOUT_S: Final = 5.0  # of a relay whose reader does not read
+_OUTPUTS: Final = ("out", "err")
+_RELAY_TIMEOUT_S: Final = 60.0  # of one that is to come
+_DRAIN_TIMEOUT_S: Final = 5.0  # of one whose reader does not read
 
 
-class _Logs:
-    """The FIFOs that a container writes to, in a directory that also holds ``relay``, to which the relay writes once it has opened them.
+class _Log:
+    """A FIFO that a container writes to, and the FIFO ``….relay`` beside it, to which the relay writes once it has opened the first.
 
-    Until then both ends are held here, so that nothing is lost of a container that is quick.
+    Until then both ends of that are held here, so that nothing is lost of a container that is quick.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, fifo: Path) -> None:
         self._loop = asyncio.get_running_loop()
-        self._held = [os.open(directory / name, os.O_RDWR | os.O_CLOEXEC) for name in ("out", "err")]
-        self._relay = os.open(directory / "relay", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._held = [os.open(fifo, os.O_RDWR | os.O_CLOEXEC)]
+        self._relay = os.open(fifo.with_suffix(".relay"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._relayed = asyncio.Event()
         self._drained = asyncio.Event()
         self.lacks_relay = True
         try:
@@ -48,12 +51,17 @@ class _Logs:
         self._let_go()
 
     def _let_go(self) -> None:
+        self._relayed.set()
         while self._held:
             os.close(self._held.pop())
 
     async def drained(self) -> None:
-        """Returns when the relay has passed everything on."""
+        """Returns when the relay has passed everything on; at once where none is at work or was asked for."""
+        if self.lacks_relay:
+            return
         with suppress(TimeoutError):
+            async with asyncio.timeout(_RELAY_TIMEOUT_S):
+                await self._relayed.wait()
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 await self._drained.wait()
 
@@ -69,7 +77,7 @@ class Logged:
     def __init__(self, backend: Backend, directory: Path) -> None:
         self._backend = backend
         self._directory = directory
-        self._logs: dict[str, _Logs] = {}
+        self._logs: dict[str, dict[str, _Log]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -82,10 +90,11 @@ class Logged:
         self._remove(spec.id)
         directory = self._of(spec.id)
         directory.mkdir(mode=0o700, parents=True)
-        out, err, relay = (str(directory / name) for name in ("out", "err", "relay"))
-        for path in (out, err, relay):
+        out, err = (str(directory / name) for name in _OUTPUTS)
+        for path in (out, err):
             os.mkfifo(path, 0o600)
-        self._logs[spec.id] = _Logs(directory)
+            os.mkfifo(f"{path}.relay", 0o600)
+        self._open(spec.id)
         try:
             data = await self._backend.start(dataclasses.replace(spec, stdout_path=out, stderr_path=err))
         except (DriverError, asyncio.CancelledError):
@@ -96,37 +105,47 @@ class Logged:
     async def recover(self, handle: Handle) -> None:
         await self._backend.recover(handle)
         if handle.task_id not in self._logs:
-            self._logs[handle.task_id] = _Logs(self._of(handle.task_id))
+            self._open(handle.task_id)
 
-    async def lacks_relay(self, handle: Handle) -> bool:
-        logs = self._logs.get(handle.task_id)
-        if logs is None or not logs.lacks_relay:
-            return False
-        logs.lacks_relay = False
-        return True
+    async def lacking_relays(self, handle: Handle) -> Sequence[str]:
+        logs = self._logs.get(handle.task_id, {})
+        found = [name for name, log in logs.items() if log.lacks_relay]
+        for name in found:
+            logs[name].lacks_relay = False
+        return found
 
     async def wait(self, handle: Handle) -> Exit:
         end = await self._backend.wait(handle)
-        if logs := self._logs.get(handle.task_id):
-            await logs.drained()
+        await self._drained(handle.task_id)
         return end
 
     async def destroy(self, handle: Handle) -> None:
         await self._backend.destroy(handle)
-        if logs := self._logs.get(handle.task_id):
-            await logs.drained()
+        await self._drained(handle.task_id)
         self._remove(handle.task_id)
 
     def close(self) -> None:
-        for logs in self._logs.values():
-            logs.close()
+        for task_id in list(self._logs):
+            self._close(task_id)
+
+    def _open(self, task_id: str) -> None:
+        self._logs[task_id] = {name: _Log(self._of(task_id) / name) for name in _OUTPUTS}
+
+    def _close(self, task_id: str) -> None:
+        for log in self._logs.pop(task_id, {}).values():
+            log.close()
+
+    async def _drained(self, task_id: str) -> None:
+        """The relays may have been an agent's before this one."""
+        if task_id not in self._logs and self._of(task_id).exists():
+            self._open(task_id)
+        await asyncio.gather(*(log.drained() for log in self._logs.get(task_id, {}).values()))
 
     def _of(self, task_id: str) -> Path:
         return self._directory / container_id(task_id)
 
     def _remove(self, task_id: str) -> None:
-        if logs := self._logs.pop(task_id, None):
-            logs.close()
+        self._close(task_id)
         shutil.rmtree(self._of(task_id), ignore_errors=True)
 
 

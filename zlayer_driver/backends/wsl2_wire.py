@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Protocol, get_args, get_origin, get_type_hints
@@ -35,8 +35,8 @@ from zlayer_driver.model import Handle, PullProgress, Report
 class Relayed(Protocol):
     """Beside those of the contract."""
 
-    async def lacks_relay(self, handle: Handle) -> bool:
-        """Whether nobody passes the container's output on; true for one asker only, who is to see to it."""
+    async def lacking_relays(self, handle: Handle) -> Sequence[str]:
+        """Which outputs of the container nobody passes on, of ``out`` and ``err``; told to one asker only, who is to see to it."""
         ...
 
 

@@ -70,17 +70,16 @@ async def _all(stream: asyncio.StreamReader | None, limit_bytes: int) -> bytes:
     return bytes(data)
 
 
-def leave(argv: Sequence[str], *, stdout_path: str, stderr_path: str, env: Mapping[str, str] | None = None) -> None:
-    """A child that outlives us and writes to files, FIFOs or, on Windows, named pipes (``//./pipe/…``) that somebody reads. Never blocks."""
-    outputs: list[int] = []
+def leave(argv: Sequence[str], *, stdout_path: str, env: Mapping[str, str] | None = None) -> None:
+    """A child that outlives us and writes to a file, a FIFO or, on Windows, a named pipe (``//./pipe/…``) that somebody reads. Never blocks."""
     try:
-        outputs += (_output(path) for path in (stdout_path, stderr_path))
-        child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=outputs[0], stderr=outputs[1], env=env, **_APART)
+        output = _output(stdout_path)
+        try:
+            child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env, **_APART)
+        finally:
+            os.close(output)
     except OSError as error:
         raise Unsupported(f"{argv[0]} cannot be run: {error.strerror}", hint="see that it is installed") from error
-    finally:
-        for fd in outputs:
-            os.close(fd)
     threading.Thread(target=child.wait, daemon=True).start()  # it is not to stay a zombie as long as we live
 
 
