@@ -1,4 +1,4 @@
-"""Image references, cache keys and local image facts: the compiled implementation, or its plain Python twin where it is not built."""
+"""Image references, cache keys, local image facts and many small files: the compiled implementation, or its plain Python twin where it is not built."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ try:
         parse,
         sanitize,
         sanitize_many,
+        write_files,
     )
 
     IMPLEMENTATION = "compiled"
@@ -31,6 +32,7 @@ except ImportError:
         parse,
         sanitize,
         sanitize_many,
+        write_files,
     )
 
     IMPLEMENTATION = "python"
@@ -48,4 +50,5 @@ __all__ = [
     "parse",
     "sanitize",
     "sanitize_many",
+    "write_files",
 ]

@@ -80,6 +80,9 @@ def odd_things(_: Path) -> list[bytes]:
             directory("d/shut", mode=0),
             member("d/shut/in", b"x", mode=0),
             member("empty"),
+            directory("group", mode=0o2755, gid=7),
+            member("group/small", b"x"),
+            member("group/large", b"x" * 100_000),
         ),
         archive(
             directory("d", mode=0o755, mtime=9), member("d/.wh.old"), member("d/time", b"new", mtime=8), symlink("d/empty", "../empty")

@@ -4,6 +4,7 @@ from zlayer_driver._fastpath.caches import BlobCache
 from zlayer_driver._fastpath.facts import image_facts
 from zlayer_driver._fastpath.placement import JobLines, choose_many, line_count
 from zlayer_driver._fastpath.references import cache_keys, canonical, canonical_many, parse, sanitize, sanitize_many
+from zlayer_driver._fastpath.writes import write_files
 
 __all__ = [
     "BlobCache",
@@ -17,4 +18,5 @@ __all__ = [
     "parse",
     "sanitize",
     "sanitize_many",
+    "write_files",
 ]

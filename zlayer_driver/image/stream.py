@@ -18,8 +18,8 @@ from typing import Any
 from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
 from zlayer_driver.image.waiting import until_done
 
-PIECE = 1 * MIB  # largest piece that inflating gives
-_SLICE = 128 * 1024  # bytes given to an inflater at once
+PIECE = 2 * MIB  # largest piece that inflating gives: large enough that its threads seldom meet
+_SLICE = 512 * 1024  # bytes given to an inflater at once
 _AHEAD = 4  # pieces between two threads
 _WINDOW = 32 * MIB  # of zstd; 8 MiB is what its format asks decoders to take
 _GZIP = 31  # zlib's wbits for a gzip member

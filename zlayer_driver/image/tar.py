@@ -131,6 +131,11 @@ class Reader:
         left, self._left = self._left, 0
         return self._source.take(left)
 
+    def content(self) -> bytes:
+        """What `data` gives, in one: for small files."""
+        left, self._left = self._left, 0
+        return self._source.read(left)
+
     def __iter__(self) -> Iterator[Entry]:
         extended = _Extended(dict(self._global))
         while (header := self._header()) is not None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from zlayer_driver import fastpath
 from zlayer_driver.image.merged import Parts
 from zlayer_driver.image.tar import Entry, Kind, Reader, Source
 from zlayer_driver.image.tree import Tree, set_xattrs, shown, split, write_all
-from zlayer_driver.image.values import Limits, Malformed
+from zlayer_driver.image.values import MIB, Limits, Malformed
 
+_SMALL = 64 * 1024  # bytes of a file that is worth waiting for others
+_BATCH_BYTES = 1 * MIB
+_BATCH_FILES = 256
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _CONTENT_FAULTS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ENOENT, errno.EILSEQ})  # what a file system says of bad names
@@ -42,8 +47,12 @@ def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices
         reader = Reader(Source(pieces))
         for entry in reader:
             layer.add(entry, reader)
+        layer.flush()
         tree.finish()
         return Unpacked(tuple(sorted(tree.implied)), layer.entries, chained=bool(below))
+
+
+_Row = tuple[int, bytes, bytes, int, int, int, int]
 
 
 class _Layer:
@@ -52,7 +61,10 @@ class _Layer:
         self._tree = tree
         self._limits = limits
         self._allow_devices = allow_devices
-        self._makers: dict[Kind, Callable[[Entry, Parts, Reader], None]] = {
+        self._small = min(_SMALL, limits.layer_bytes)
+        self._waiting: list[tuple[Entry, Parts, _Row]] = []  # small files, not yet made
+        self._waiting_bytes = 0
+        self._makers: dict[Kind, Callable[[Entry, Parts, Iterator[memoryview]], None]] = {
             Kind.FILE: self._file,
             Kind.DIRECTORY: self._directory,
             Kind.SYMLINK: self._symlink,
@@ -69,15 +81,36 @@ class _Layer:
         parts = split(entry.name)
         if len(parts) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
-        try:
-            if _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts):
+        marked = _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts)
+        if not marked and entry.kind is Kind.FILE and self._waits(entry, parts, reader):
+            return
+        self.flush()
+        with _told(entry):
+            if marked:
                 self._whiteout(parts)
             else:
-                self._makers[entry.kind](entry, parts, reader)
-        except OSError as error:
-            if error.errno not in _CONTENT_FAULTS:
-                raise
-            raise Malformed(f"{shown(entry.name)} cannot be made: {error.strerror}") from error
+                self._makers[entry.kind](entry, parts, reader.data())
+
+    def flush(self) -> None:
+        """Makes the small files that wait. From the first that fails on, they are made like others: that closes directories, and tells why."""
+        if self._waiting:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            done = fastpath.write_files([row for _, _, row in waiting])
+            for entry, parts, row in waiting[done:]:
+                with _told(entry):
+                    self._file(entry, parts, iter([memoryview(row[2])]))
+
+    def _waits(self, entry: Entry, parts: Parts, reader: Reader) -> bool:
+        """Keeps a small plain file, in a directory that is open, to be made together with those that follow it."""
+        folder = self._tree.open_parent(parts)
+        if folder is None or entry.size > self._small or entry.segments is not None or entry.xattrs:
+            return False
+        row = folder, parts[-1], reader.content(), entry.uid, entry.gid, entry.mode, entry.mtime_ns
+        self._waiting.append((entry, parts, row))
+        self._waiting_bytes += entry.size
+        if self._waiting_bytes > _BATCH_BYTES or len(self._waiting) >= _BATCH_FILES:
+            self.flush()
+        return True
 
     def _whiteout(self, parts: Parts) -> None:
         name = parts[-1]
@@ -93,37 +126,37 @@ class _Layer:
         else:
             self._tree.white_out((*parts[:-1], name.removeprefix(_WHITEOUT)))
 
-    def _file(self, entry: Entry, parts: Parts, reader: Reader) -> None:
+    def _file(self, entry: Entry, parts: Parts, data: Iterator[memoryview]) -> None:
         if max(entry.size, entry.real_size) > self._limits.layer_bytes:
             raise Malformed(f"{shown(entry.name)} is larger than {self._limits.layer_bytes} bytes")
         fd = self._tree.new_file(parts)
         try:
             if entry.segments is None:
-                write_all(fd, reader.data())
+                write_all(fd, data)
             else:
-                _write_sparse(fd, entry, reader)
+                _write_sparse(fd, entry, data)
             _describe(fd, entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
 
-    def _directory(self, entry: Entry, parts: Parts, _reader: Reader) -> None:
+    def _directory(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         _describe(self._tree.described_directory(parts, entry.mtime_ns), entry)
 
-    def _symlink(self, entry: Entry, parts: Parts, _reader: Reader) -> None:
+    def _symlink(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         parent, name = self._tree.make_way(parts)
         os.symlink(entry.target, name, dir_fd=parent)
         _describe_by_name(parent, name, entry)
 
-    def _hard_link(self, entry: Entry, parts: Parts, _reader: Reader) -> None:
+    def _hard_link(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         self._tree.link(split(entry.target), parts)
 
-    def _fifo(self, entry: Entry, parts: Parts, _reader: Reader) -> None:
+    def _fifo(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         parent, name = self._tree.make_way(parts)
         os.mkfifo(name, 0o600, dir_fd=parent)
         _describe_by_name(parent, name, entry)
 
-    def _device(self, entry: Entry, parts: Parts, _reader: Reader) -> None:
+    def _device(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         common = entry.kind is Kind.CHAR_DEVICE and entry.device in _COMMON_DEVICES
         if not common and (not self._allow_devices or entry.device == (0, 0)):
             raise Malformed(f"{shown(entry.name)} is device {entry.device[0]}:{entry.device[1]}, which images may not bring")
@@ -133,9 +166,20 @@ class _Layer:
         _describe_by_name(parent, name, entry)
 
 
-def _write_sparse(fd: int, entry: Entry, reader: Reader) -> None:
+@contextmanager
+def _told(entry: Entry) -> Iterator[None]:
+    """What a file system says of bad names, as the fault of the archive."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CONTENT_FAULTS:
+            raise
+        raise Malformed(f"{shown(entry.name)} cannot be made: {error.strerror}") from error
+
+
+def _write_sparse(fd: int, entry: Entry, views: Iterator[memoryview]) -> None:
     os.ftruncate(fd, entry.real_size)
-    data = Source(bytes(view) for view in reader.data())
+    data = Source(bytes(view) for view in views)
     for offset, length in entry.segments or ():
         os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data.take(length))
@@ -143,8 +187,7 @@ def _write_sparse(fd: int, entry: Entry, reader: Reader) -> None:
 
 def _describe(fd: int, entry: Entry) -> None:
     """Owner first: changing it takes setuid bits and capabilities away."""
-    if entry.uid or entry.gid or entry.kind is Kind.DIRECTORY:
-        os.fchown(fd, entry.uid, entry.gid)
+    os.fchown(fd, entry.uid, entry.gid)
     if entry.xattrs:
         set_xattrs(fd, entry.xattrs)
     os.fchmod(fd, entry.mode)
