@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -37,19 +38,30 @@ PROGRAMS = {
 
 
 class Build(build_ext):
-    """Builds the programs beside the extension, static: one is alone in its guest, the other is to start at once."""
+    """Builds the programs beside the extension, static: one is alone in its guest, the other is to start at once.
+
+    What is built in place is complete before it goes there, so that nobody who starts meanwhile loads half of it.
+    """
 
     def run(self) -> None:
+        self.fresh: list[str] = []
         super().run()
         for program, (sources, lack) in PROGRAMS.items() if sys.platform == "linux" else ():
             target = Path("." if self.inplace else self.build_lib, program)
             target.parent.mkdir(parents=True, exist_ok=True)
             found = [str(path) for path in sorted(Path().glob(sources))]
-            command = [*shlex.split(os.environ.get("CC", "cc")), "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", str(target), *found]
+            command = [*shlex.split(os.environ.get("CC", "cc")), "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", f"{target}.new", *found]
             try:
                 subprocess.run(command, check=True)
+                self.fresh.append(str(target))
             except (OSError, subprocess.CalledProcessError) as error:
                 self.warn(f"{program} is not built, so this installation {lack}: {error}")
+        for path in self.fresh:
+            Path(f"{path}.new").replace(path)
+
+    def copy_file(self, infile: Any, outfile: Any, *args: Any, **named: Any) -> Any:
+        self.fresh.append(str(outfile))
+        return super().copy_file(infile, f"{outfile}.new", *args, **named)
 
     def get_outputs(self) -> list[str]:
         return [*super().get_outputs(), *(str(Path(self.build_lib, program)) for program in PROGRAMS if sys.platform == "linux")]

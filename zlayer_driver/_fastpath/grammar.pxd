@@ -1,6 +1,6 @@
 """Image references over UTF-8 bytes: the grammar of the OCI distribution client, without a regular expression."""
 
-from libc.string cimport memchr, memcmp
+from libc.string cimport memchr, memcmp, memcpy
 
 
 cdef struct Slice:
@@ -22,6 +22,19 @@ cdef struct Parts:
     bint official  # "library/" goes before the repository
     Slice tag  # at == NULL: none
     Slice digest
+    int prefix  # how much of "docker.io/library/" the canonical spelling has before `rest`
+    Slice rest  # what it has of the text
+    bint untagged  # ":latest" goes behind that
+
+
+cdef extern from "zlayer_driver/_fastpath/glance.h" nogil:
+    ctypedef struct Glance:
+        int registry
+        int repository
+        bint nested
+        int tag
+        int digest
+    bint glance(const char* text, size_t size, Glance* found)
 
 
 cdef extern from *:
@@ -139,11 +152,13 @@ cdef inline const char* path_end(const char* at, const char* end, bint* nested) 
 
 cdef inline bint is_wide_tag(Slice tag):
     """Word characters of UTS #18 (letters, marks, decimal digits, connectors, join controls), dots and dashes; at most 128 characters."""
-    from unicodedata import category  # rare: tags are ASCII
     cdef str text = tag.at[:tag.size].decode("utf-8")
     cdef str kind
     cdef Py_UCS4 char
     for i, char in enumerate(text):
+        if char.isalpha() or char.isdecimal():
+            continue
+        from unicodedata import category  # rare: most tags are ASCII, and others mostly letters
         kind = category(char)
         if not (
             kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or char == 0x200C or char == 0x200D or (i > 0 and (char == u"." or char == u"-"))
@@ -223,8 +238,24 @@ cdef inline const char* parse_name(const char* text, const char* end, Parts* par
     return after
 
 
-cdef inline Fault parse_parts(const char* text, Py_ssize_t size, Parts* parts):
-    """Fills ``parts`` with slices of ``text``; what they hold is only of use where no fault is returned."""
+cdef inline bint parse_plain(const char* text, Py_ssize_t size, Parts* parts) noexcept nogil:
+    """Fills ``parts`` of a text that is a reference at a glance."""
+    cdef Glance seen
+    cdef const char* end
+    if not glance(text, <size_t>size, &seen):
+        return False
+    parts.registry = Slice("docker.io", 9)
+    if seen.registry > 0 and not equals(Slice(text, seen.registry - 1), "index.docker.io", 15):
+        parts.registry = Slice(text, seen.registry - 1)
+    parts.repository = Slice(text + seen.registry, seen.repository)
+    parts.official = not seen.nested and equals(parts.registry, "docker.io", 9)
+    end = parts.repository.at + seen.repository
+    parts.tag = Slice(end + 1, seen.tag - 1) if seen.tag > 0 else Slice(NULL, 0)
+    parts.digest = Slice(end + seen.tag + 1, seen.digest - 1) if seen.digest > 0 else Slice(NULL, 0)
+    return True
+
+
+cdef inline Fault parse_any(const char* text, Py_ssize_t size, Parts* parts):
     cdef const char* end = text + size
     cdef const char* at = parse_name(text, end, parts)
     cdef const char* after
@@ -243,19 +274,29 @@ cdef inline Fault parse_parts(const char* text, Py_ssize_t size, Parts* parts):
         fault = check_digest(parts.digest) if at[0] == c"@" else FAULT_FORM
         if fault == FAULT_FORM:
             return fault
-    elif parts.tag.at == NULL:
-        parts.tag = Slice("latest", 6)
     if parts.repository.size + 8 * parts.official > 255:
         return FAULT_LENGTH
     return fault
 
 
+cdef inline Fault parse_parts(const char* text, Py_ssize_t size, Parts* parts):
+    """Fills ``parts`` with slices of ``text``; what they hold is only of use where no fault is returned."""
+    cdef Fault fault = FAULT_NONE
+    if not parse_plain(text, size, parts):
+        fault = parse_any(text, size, parts)
+    cdef bint verbatim
+    if fault == FAULT_NONE:
+        verbatim = not parts.official and parts.registry.at == text
+        parts.prefix = 0 if verbatim else 18 if parts.official else 10
+        parts.rest = cut(text if verbatim else parts.repository.at, text + size)
+        parts.untagged = parts.tag.at == NULL and parts.digest.at == NULL
+        if parts.untagged:
+            parts.tag = Slice("latest", 6)
+    return fault
+
+
 cdef inline Py_ssize_t canonical_size(const Parts* parts) noexcept nogil:
-    return (
-        parts.registry.size + 1 + 8 * parts.official + parts.repository.size
-        + (parts.tag.size + 1 if parts.tag.at != NULL else 0)
-        + (parts.digest.size + 1 if parts.digest.at != NULL else 0)
-    )
+    return parts.prefix + parts.rest.size + 7 * parts.untagged
 
 
 cdef inline char* put(char* out, Slice text) noexcept nogil:
@@ -265,12 +306,8 @@ cdef inline char* put(char* out, Slice text) noexcept nogil:
 
 cdef inline void write_canonical(const Parts* parts, char* out) noexcept nogil:
     """Writes ``canonical_size(parts)`` bytes."""
-    out = put(out, parts.registry)
-    out = put(out, Slice("/library/", 9 if parts.official else 1))
-    out = put(out, parts.repository)
-    if parts.tag.at != NULL:
-        out[0] = c":"
-        out = put(out + 1, parts.tag)
-    if parts.digest.at != NULL:
-        out[0] = c"@"
-        put(out + 1, parts.digest)
+    if parts.prefix > 0:
+        memcpy(out, "docker.io/library/", <size_t>18 if parts.official else <size_t>10)
+    out = put(out + parts.prefix, parts.rest)
+    if parts.untagged:
+        memcpy(out, ":latest", 7)

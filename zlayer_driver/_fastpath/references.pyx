@@ -48,8 +48,11 @@ def canonical(str ref not None) -> str:
 
 
 def canonical_many(refs) -> list:
-    cdef str ref
-    return [canonical_name(checked(ref)) for ref in refs]
+    cdef list found = list(refs)
+    cdef Py_ssize_t i
+    for i in range(len(found)):
+        found[i] = canonical_name(checked(found[i]))
+    return found
 
 
 def cache_keys(str ref not None) -> tuple:

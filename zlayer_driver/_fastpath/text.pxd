@@ -52,7 +52,7 @@ cdef inline str canonical_name(str ref):
     if parse_text(ref, &parts) != FAULT_NONE:
         return ref
     if not PyUnicode_IS_ASCII(ref):
-        return prefixed(b"", ref).decode()
+        return spelled(b"", &parts).decode()
     out = PyUnicode_New(canonical_size(&parts), 127)
     write_canonical(&parts, <char*>PyUnicode_DATA(out))
     return out
@@ -61,14 +61,14 @@ cdef inline str canonical_name(str ref):
 cdef inline bytes prefixed(bytes prefix, str ref):
     """``prefix`` and the canonical form of ``ref`` in UTF-8, or ``ref`` itself where it does not parse; ``None`` if it is no UTF-8."""
     cdef Parts parts
-    cdef Py_ssize_t size
-    cdef bytes out
-    if parse_text(ref, &parts) != FAULT_NONE:
-        return encoded(prefix, ref)
-    size = len(prefix)
-    out = PyBytes_FromStringAndSize(NULL, size + canonical_size(&parts))
+    return spelled(prefix, &parts) if parse_text(ref, &parts) == FAULT_NONE else encoded(prefix, ref)
+
+
+cdef inline bytes spelled(bytes prefix, const Parts* parts):
+    cdef Py_ssize_t size = len(prefix)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, size + canonical_size(parts))
     memcpy(PyBytes_AS_STRING(out), PyBytes_AS_STRING(prefix), <size_t>size)
-    write_canonical(&parts, PyBytes_AS_STRING(out) + size)
+    write_canonical(parts, PyBytes_AS_STRING(out) + size)
     return out
 
 
