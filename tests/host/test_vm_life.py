@@ -22,7 +22,7 @@ from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime
 from zlayer_driver.composite import Composite
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound
-from zlayer_driver.host import cgroups
+from zlayer_driver.host import cgroups, usage
 from zlayer_driver.model import OS, Device, Exit, Handle, ImageFacts, Mount, Network, Resources, Security, Target
 from zlayer_driver.node import Node
 from zlayer_driver.readings import ExecOptions
@@ -132,6 +132,9 @@ async def test_what_a_guest_uses_is_counted(root: Path, images: OneImage, found:
     assert now.processes[1].rss_bytes > 0
     later = await anext(samples)
     assert later.processes[1].cpu_user_ns > now.processes[1].cpu_user_ns
+    given = usage.read(cgroups.trees(), bundle_of(root, "one").cgroup)
+    assert given.cpu_ns >= later.cpu_total_ns
+    assert given.memory_bytes >= later.memory_bytes > 0
     await vms.update(task, Resources(cpuset_cpus="1"))
     assert os.sched_getaffinity(qemu) == {1}
     await vms.destroy(task)

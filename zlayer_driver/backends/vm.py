@@ -7,10 +7,9 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from zlayer_driver.backends import Context, vm_exec, vm_guest
+from zlayer_driver.backends import Context, vm_exec, vm_guest, vm_usage
 from zlayer_driver.backends.stored_images import Images
 from zlayer_driver.backends.supervised.backend import Supervised
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
@@ -20,9 +19,9 @@ from zlayer_driver.backends.vm_machine import Machines, check
 from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of, limit
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
-from zlayer_driver.guest.frames import GuestUsage, Kind, fields
+from zlayer_driver.guest.frames import Kind, fields
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
-from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, GuestOverlay, OverlayKind, ProcessUsage, Usage, UsageSample
+from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, GuestOverlay, OverlayKind, Usage, UsageSample
 
 _INTERVAL_S = 1.0
 
@@ -111,7 +110,7 @@ class VmBackend(Supervised):
         await self._change(handle, vm_guest.overlay(overlay))
 
     async def usage(self, handle: Handle) -> Usage:
-        used = await _usage(self._running(handle).bundle)
+        used = await vm_usage.read(self._running(handle).bundle)
         return Usage(used.cpu_us, used.memory_bytes, used.memory_limit_bytes)
 
     async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
@@ -122,7 +121,7 @@ class VmBackend(Supervised):
         container = self._watched(handle)
         while not container.ended:
             with suppress(NotFound):
-                yield _sample(await _usage(container.bundle))
+                yield vm_usage.sample(await vm_usage.read(container.bundle))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL_S):
                     await container.wait()
@@ -137,26 +136,3 @@ class VmBackend(Supervised):
         if answer.kind is Kind.FAILED:
             number, what = answer.failure()
             raise InvalidSpec(f"the VM of {handle.task_id!r} cannot {what}: {os.strerror(number)}")
-
-
-async def _usage(bundle: Bundle) -> GuestUsage:
-    return GuestUsage.parse((await vm_exec.call(bundle, Kind.PING)).payload)
-
-
-def _sample(used: GuestUsage) -> UsageSample:
-    return UsageSample(
-        at=datetime.now(UTC),
-        cpu_total_ns=used.cpu_us * 1000,
-        cpu_system_ns=used.cpu_system_us * 1000,
-        cpu_throttled_periods=used.throttled_periods,
-        cpu_throttled_ns=used.throttled_us * 1000,
-        memory_bytes=used.memory_bytes,
-        memory_limit_bytes=used.memory_limit_bytes,
-        memory_peak_bytes=used.memory_peak_bytes,
-        memory_rss_bytes=used.rss_bytes,
-        memory_cache_bytes=used.cache_bytes,
-        memory_kernel_bytes=used.kernel_bytes,
-        memory_swap_bytes=used.swap_bytes,
-        pids=used.pids,
-        processes={pid: ProcessUsage(*times_and_memory) for pid, *times_and_memory in used.processes},
-    )

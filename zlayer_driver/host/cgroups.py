@@ -17,6 +17,7 @@ from zlayer_driver.host.pidfd import PidFd, identify
 
 _KILL_TIMEOUT_S = 10.0
 _LEAST_SHARES, _SHARES_SPAN = 2, 262_142  # what cpu.shares takes; 1 to 10,000 is what cpu.weight takes
+_COUNTING = ("cpuacct", "memory")
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_CONTROLLER = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
 
@@ -95,19 +96,22 @@ def cpus(group: str) -> str:
 
 
 def make(path: str, *, cpu_shares: int, cpuset_cpus: str) -> list[Path]:
-    """The group ``path`` where it takes such limits, as v1 names them (0 and empty: none); the directories, for processes to enter."""
+    """The group ``path`` where CPU time and memory are counted, and where it takes such limits, as v1 names them (0 and empty: none).
+
+    Gives its directories, for processes to enter.
+    """
     mounted = trees()
-    limits: dict[Path, dict[str, str]] = {}
-    if tree := mounted.v1.get("cpu"):
-        limits[tree] = {"cpu.shares": str(cpu_shares)} if cpu_shares else {}
-    if tree := mounted.v1.get("cpuset"):
-        mems = (tree / "cpuset.mems").read_text().strip()
-        limits.setdefault(tree, {}).update({"cpuset.mems": mems, "cpuset.cpus": cpuset_cpus} if cpuset_cpus else {})
+    files: dict[Path, dict[str, str]] = {mounted.v1[name]: {} for name in _COUNTING if name in mounted.v1}
+    if (tree := mounted.v1.get("cpu")) and cpu_shares:
+        files.setdefault(tree, {})["cpu.shares"] = str(cpu_shares)
+    if (tree := mounted.v1.get("cpuset")) and cpuset_cpus:
+        files.setdefault(tree, {}).update({"cpuset.mems": (tree / "cpuset.mems").read_text().strip(), "cpuset.cpus": cpuset_cpus})
     if mounted.mode is Mode.V2 and mounted.v2:
-        (mounted.v2 / "cgroup.subtree_control").write_text("+cpu +cpuset")
+        wanted = {"cpu", "cpuset", "memory"}.intersection(mounted.v2_controllers())
+        (mounted.v2 / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in wanted))
         weight = {"cpu.weight": str(1 + (cpu_shares - _LEAST_SHARES) * 9999 // _SHARES_SPAN)} if cpu_shares else {}
-        limits[mounted.v2] = weight | ({"cpuset.cpus": cpuset_cpus} if cpuset_cpus else {})
-    return [_made(tree / path.lstrip("/"), files) for tree, files in limits.items() if files]
+        files[mounted.v2] = weight | ({"cpuset.cpus": cpuset_cpus} if cpuset_cpus else {})
+    return [_made(tree / path.lstrip("/"), texts) for tree, texts in files.items()]
 
 
 def _made(group: Path, files: dict[str, str]) -> Path:
