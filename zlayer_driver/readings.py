@@ -181,9 +181,10 @@ class OverlayKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestOverlay:
-    """What an agent in a guest needs to bring its overlay interface up. ``address`` has no prefix length."""
+    """What an agent in a guest needs to bring its overlay interface up. Addresses have no prefix length; ``address6`` may be empty."""
 
     address: str
+    address6: str = ""
     private_key: str = field(default="", repr=False)
     peers: tuple[Mapping[str, str], ...] = ()
 

@@ -46,17 +46,18 @@ async def test_a_guest_and_containers_on_its_and_another_node_reach_each_other(r
     neighbour, other = await near.attach("c", str(beside)), await far.attach("c", str(away))
     guests = GuestManaged(near)
     attached = await guests.attach("vm", partial(vms.push_overlay, guest))
-    for address in (neighbour.addresses[0], other.addresses[0]):
+    assert [address.version for address in attached.addresses] == [4, 6]
+    for address in (*neighbour.addresses, *other.addresses):
         assert await reaches(vms, guest, address)
     for place in (beside, away):
-        assert ping(place, attached.addresses[0], wait_s=10)
+        assert all(ping(place, address, wait_s=10) for address in attached.addresses)
     await near.set_peers([two.peer(public[1])])
-    assert ping(away, attached.addresses[0], wait_s=10)
+    assert all(ping(away, address, wait_s=10) for address in attached.addresses)
     assert await guests.attach("vm", partial(vms.push_overlay, guest)) == attached
-    assert await reaches(vms, guest, other.addresses[0])
+    assert await reaches(vms, guest, other.addresses[1])
     await guests.detach("vm")
     await guests.detach("vm")
-    assert not ping(away, attached.addresses[0], wait_s=1)
+    assert not any(ping(away, address, wait_s=1) for address in attached.addresses)
     assert await guests.describe("vm") is None
     await vms.destroy(guest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from zlayer_driver.backends.supervised.bundle import Bundle
@@ -78,14 +78,20 @@ def overlay(config: GuestOverlay) -> Iterator[tuple[str, str]]:
         yield "w", _hex(config.private_key)
         for peer in config.peers:
             host, _, port = peer["endpoint"].rpartition(":")
-            network = ip_network(peer["allowed_ips"])
-            told = f"{host.strip('[]')} {int(port)} {int(peer['persistent_keepalive_s'])} {network.network_address} {network.prefixlen}"
-            yield "q", f"{_hex(peer['public_key'])} {told}"
-        yield "n", f"{_TUNNEL} {IPv4Address(config.address)} 32 {min((int(peer['mtu']) for peer in config.peers), default=_TUNNEL_MTU)}"
-        for peer in config.peers:
-            yield "g", f"{_TUNNEL} {peer['allowed_ips'].replace('/', ' ')} -"
+            networks = " ".join(_networks(peer))
+            yield "q", f"{_hex(peer['public_key'])} {host.strip('[]')} {int(port)} {int(peer['persistent_keepalive_s'])} {networks}"
+        mtu = min((int(peer["mtu"]) for peer in config.peers), default=_TUNNEL_MTU)
+        for address in map(ip_address, filter(None, (config.address, config.address6))):
+            yield "n", f"{_TUNNEL} {address} {address.max_prefixlen} {mtu}"
+        for network in (network for peer in config.peers for network in _networks(peer)):
+            yield "g", f"{_TUNNEL} {network} -"
     except (KeyError, ValueError) as error:
         raise InvalidSpec(f"a guest cannot have this overlay: {error!r}") from error
+
+
+def _networks(peer: Mapping[str, str]) -> list[str]:
+    """What is allowed to a peer, as the agent reads it: address and prefix length apart."""
+    return [str(ip_network(text)).replace("/", " ") for text in peer["allowed_ips"].split(",")]
 
 
 def _hex(key: str) -> str:

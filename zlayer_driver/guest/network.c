@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/ipv6.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <stdio.h>
@@ -40,14 +41,44 @@ int loopback_up(void)
 	return failed;
 }
 
-/* `text` is "interface address prefix mtu". */
+/* An IPv6 address more for an interface that is up; one that it has is fine. */
+static int set_address6(const char *name, const char *address, unsigned prefix)
+{
+	struct in6_ifreq request = { .ifr6_prefixlen = prefix, .ifr6_ifindex = (int)if_nametoindex(name) };
+	if (inet_pton(AF_INET6, address, &request.ifr6_addr) != 1)
+		return errno = EINVAL, -1;
+	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = fd < 0 || (ioctl(fd, SIOCSIFADDR, &request) && errno != EEXIST);
+	close(fd);
+	return failed ? -1 : 0;
+}
+
+static int add_route6(const char *name, const char *target, unsigned prefix, const char *gateway)
+{
+	struct in6_rtmsg route = { .rtmsg_flags = RTF_UP, .rtmsg_metric = 1, .rtmsg_dst_len = (unsigned short)prefix };
+	route.rtmsg_ifindex = (int)if_nametoindex(name);
+	if (inet_pton(AF_INET6, target, &route.rtmsg_dst) != 1)
+		return errno = EINVAL, -1;
+	if (inet_pton(AF_INET6, gateway, &route.rtmsg_gateway) == 1)
+		route.rtmsg_flags |= RTF_GATEWAY;
+	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = fd < 0 || (ioctl(fd, SIOCADDRT, &route) && errno != EEXIST);
+	close(fd);
+	return failed ? -1 : 0;
+}
+
+/* `text` is "interface address prefix mtu". An IPv6 address comes after the IPv4 one, which brings the interface up with its MTU. */
 int set_network(const char *text)
 {
 	struct ifreq request = { 0 };
 	char address[64];
 	unsigned prefix, mtu;
 	struct in_addr parsed;
-	if (sscanf(text, "%15s %63s %u %u", request.ifr_name, address, &prefix, &mtu) != 4 || prefix > 32 || !inet_aton(address, &parsed))
+	if (sscanf(text, "%15s %63s %u %u", request.ifr_name, address, &prefix, &mtu) != 4)
+		return errno = EINVAL, -1;
+	if (strchr(address, ':'))
+		return set_address6(request.ifr_name, address, prefix);
+	if (prefix > 32 || !inet_aton(address, &parsed))
 		return errno = EINVAL, -1;
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = fd < 0;
 	set_address(&request.ifr_addr, parsed);
@@ -66,7 +97,11 @@ int add_route(const char *text)
 	char target[64], gateway[64], device[IFNAMSIZ];
 	unsigned prefix;
 	struct in_addr to, via;
-	if (sscanf(text, "%15s %63s %u %63s", device, target, &prefix, gateway) != 4 || prefix > 32 || !inet_aton(target, &to))
+	if (sscanf(text, "%15s %63s %u %63s", device, target, &prefix, gateway) != 4)
+		return errno = EINVAL, -1;
+	if (strchr(target, ':'))
+		return add_route6(device, target, prefix, gateway);
+	if (prefix > 32 || !inet_aton(target, &to))
 		return errno = EINVAL, -1;
 	struct rtentry route = { .rt_flags = RTF_UP, .rt_dev = device };
 	set_address(&route.rt_dst, to);

@@ -143,29 +143,46 @@ static void put_endpoint(struct message *m, int family, const unsigned char addr
 		attribute(m, WGPEER_A_ENDPOINT, &v6, sizeof v6);
 }
 
-/* `text` is "key endpoint port keepalive network prefix", the key in hexadecimal, the keepalive in seconds. */
+/* `text` is "network prefix", as often as there is room for; 0 if all of it was put. */
+static int put_networks(struct message *m, const char *text)
+{
+	unsigned char network[16], prefix;
+	char address[64];
+	int length;
+	for (int left = 4; left && sscanf(text, "%63s %hhu%n", address, &prefix, &length) == 2; left--, text += length) {
+		uint16_t family = (uint16_t)parse_address(address, network);
+		struct rtattr *one = nest(m, 0);
+		attribute(m, WGALLOWEDIP_A_FAMILY, &family, sizeof family);
+		attribute(m, WGALLOWEDIP_A_IPADDR, network, address_size(family));
+		attribute(m, WGALLOWEDIP_A_CIDR_MASK, &prefix, sizeof prefix);
+		end_nest(m, one);
+		if (!family)
+			break;
+	}
+	return *text ? -1 : 0;
+}
+
+/* `text` is "key endpoint port keepalive networks", the key in hexadecimal, the keepalive in seconds. */
 int add_peer(const char *text)
 {
-	unsigned char key[WG_KEY_LEN], endpoint[16], network[16], prefix;
+	unsigned char key[WG_KEY_LEN], endpoint[16];
 	unsigned short port, keepalive;
-	char digits[65], at[64], to[64];
-	if (sscanf(text, "%64s %63s %hu %hu %63s %hhu", digits, at, &port, &keepalive, to, &prefix) != 6 || parse_key(digits, key))
+	char digits[65], at[64];
+	int length;
+	if (sscanf(text, "%64s %63s %hu %hu%n", digits, at, &port, &keepalive, &length) != 4 || parse_key(digits, key))
 		return errno = EINVAL, -1;
-	int outer = parse_address(at, endpoint), inner = parse_address(to, network), family = wireguard_family();
-	if (!outer || !inner || family < 0)
+	int outer = parse_address(at, endpoint), family = wireguard_family();
+	if (!outer || family < 0)
 		return errno = EINVAL, -1;
-	uint16_t inner_family = (uint16_t)inner;
 	struct message m = generic((unsigned short)family, WG_CMD_SET_DEVICE, NLM_F_ACK);
 	attribute(&m, WGDEVICE_A_IFNAME, TUNNEL, sizeof TUNNEL);
 	struct rtattr *peers = nest(&m, WGDEVICE_A_PEERS), *peer = nest(&m, 0);
 	attribute(&m, WGPEER_A_PUBLIC_KEY, key, sizeof key);
 	put_endpoint(&m, outer, endpoint, port);
 	attribute(&m, WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL, &keepalive, sizeof keepalive);
-	struct rtattr *allowed = nest(&m, WGPEER_A_ALLOWEDIPS), *one = nest(&m, 0);
-	attribute(&m, WGALLOWEDIP_A_FAMILY, &inner_family, sizeof inner_family);
-	attribute(&m, WGALLOWEDIP_A_IPADDR, network, address_size(inner));
-	attribute(&m, WGALLOWEDIP_A_CIDR_MASK, &prefix, sizeof prefix);
-	end_nest(&m, one);
+	struct rtattr *allowed = nest(&m, WGPEER_A_ALLOWEDIPS);
+	if (put_networks(&m, text + length))
+		return errno = EINVAL, -1;
 	end_nest(&m, allowed);
 	end_nest(&m, peer);
 	end_nest(&m, peers);

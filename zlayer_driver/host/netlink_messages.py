@@ -21,6 +21,7 @@ _UP = 1  # IFF_UP
 _NODAD_PERMANENT = 0x82  # IFA_F_NODAD, IFA_F_PERMANENT
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_SELF = 0x02
+_NTF_PROXY = 0x08
 _PF_BRIDGE = 7
 _ONLINK = 4  # RTNH_F_ONLINK
 _NESTED = 1 << 15  # NLA_F_NESTED
@@ -262,6 +263,18 @@ def neighbour(link: int, address: Address, mac: str) -> Batch:
 def neighbour_gone(link: int, address: Address) -> Batch:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     return _message(_NEIGHBOUR + 1, _ACK, f"delete neighbour {address}", {"family": family, "ifindex": link}, [("NDA_DST", str(address))])
+
+
+def answer_for(link: int, address: Address) -> Batch:
+    """Has a link answer who asks there for an IPv6 address that is elsewhere."""
+    fields = {"family": socket.AF_INET6, "ifindex": link, "flags": _NTF_PROXY}
+    return _message(_NEIGHBOUR, _ACK | _CREATE | _REPLACE, f"answer for {address}", fields, [("NDA_DST", str(address))])
+
+
+def answer_no_more(link: int, address: Address) -> Batch:
+    """Takes `answer_for` back."""
+    fields = {"family": socket.AF_INET6, "ifindex": link, "flags": _NTF_PROXY}
+    return _message(_NEIGHBOUR + 1, _ACK, f"no longer answer for {address}", fields, [("NDA_DST", str(address))])
 
 
 def neighbours(sock: Socket, link: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ from zlayer_driver.host.netlink_messages import Link
 from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan, bridge_mac, transport_mac
 
 _SYSCTL = Path("/proc/sys/net")
+_PER_ADDRESS = 6  # the version whose addresses a link answers for one by one; of the other it answers for all that has a way
 
 
 class Tunnel(Protocol):
@@ -32,7 +33,7 @@ class Tunnel(Protocol):
 
     def set_guest(self, guest: Guest) -> None: ...
 
-    def drop_guest(self, address: Address) -> None: ...
+    def drop_guest(self, addresses: Sequence[Address]) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -164,16 +165,26 @@ class Fabric:
         if self._tunnel is None:
             raise NetworkError("guests join by WireGuard, and the node has no tunnel")
         self._tunnel.set_guest(guest)
-        own = self._plan.subnets.own()[0]
-        self._sock.send(messages.route(ip_network(guest.address), link=self.device, source=own))
+        changes = [
+            messages.route(ip_network(address), link=self.device, source=own)
+            for address, own in zip(guest.addresses, self._plan.subnets.own(), strict=True)
+        ]
+        changes += [messages.answer_for(self.bridge, address) for address in guest.addresses if address.version == _PER_ADDRESS]
+        self._sock.send(Batch.join(changes))
         (_SYSCTL / "ipv4/conf" / self._plan.bridge / "proxy_arp").write_text("1")
+        if len(guest.addresses) > 1:
+            for option in ("forwarding", "proxy_ndp"):  # only what forwards answers for others
+                (_SYSCTL / "ipv6/conf" / self._plan.bridge / option).write_text("1")
 
-    def drop_guest(self, address: Address) -> None:
+    def drop_guest(self, addresses: Sequence[Address]) -> None:
         """Takes its way back; unknown guests are fine."""
         if self._tunnel:
-            self._tunnel.drop_guest(address)
-        if f"{address}/32" in messages.routes(self._sock, self.device):
-            self._sock.send(messages.route_gone(ip_network(address), link=self.device))
+            self._tunnel.drop_guest(addresses)
+        present = messages.routes(self._sock, self.device)
+        there = [address for address in addresses if str(ip_network(address)) in present]
+        changes = [messages.route_gone(ip_network(address), link=self.device) for address in there]
+        changes += [messages.answer_no_more(self.bridge, address) for address in there if address.version == _PER_ADDRESS]
+        self._sock.send(Batch.join(changes))
 
     def _change_ways(self, peers: Sequence[Peer]) -> None:
         """The VXLAN device's static entries: which MAC a peer's gateway address has, and at which endpoint that MAC is."""

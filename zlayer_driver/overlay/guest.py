@@ -1,7 +1,7 @@
 """Attach kind ``guest_managed``: a guest gets an identity and its peers, and brings up a WireGuard interface of its own.
 
 The node is the guest's only peer: it hands the overlay's packets on in both directions, so that a guest learns nothing of other nodes
-and need not be told when they change. A guest has an IPv4 address only: `GuestOverlay` has room for one.
+and need not be told when they change.
 """
 
 from __future__ import annotations
@@ -64,16 +64,18 @@ class GuestManaged:
 
 def _admit(core: Core, attached: Attachment, path: Path) -> GuestOverlay:
     pair = keys.load(path)
-    core.fabric.set_guest(Guest(attached.addresses[0], pair.public))
+    core.fabric.set_guest(Guest(attached.addresses, pair.public))
     node = core.plan
+    address, *others = map(str, attached.addresses)
     return GuestOverlay(
-        address=str(attached.addresses[0]),
+        address=address,
+        address6="".join(others),
         private_key=pair.private,
         peers=(
             {
                 "public_key": core.public_key,
                 "endpoint": f"[{node.endpoint}]:{node.port}" if node.endpoint.version == 6 else f"{node.endpoint}:{node.port}",
-                "allowed_ips": str(node.network.v4),
+                "allowed_ips": ",".join(map(str, node.network.each())),
                 "persistent_keepalive_s": str(_KEEPALIVE_S),
                 "mtu": str(core.fabric.mtu),
             },
@@ -82,4 +84,4 @@ def _admit(core: Core, attached: Attachment, path: Path) -> GuestOverlay:
 
 
 def _dismiss(core: Core, attached: Attachment) -> None:
-    core.fabric.drop_guest(attached.addresses[0])
+    core.fabric.drop_guest(attached.addresses)

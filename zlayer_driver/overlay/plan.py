@@ -88,9 +88,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest of this node that joins by WireGuard. ``public_key`` is base64."""
+    """A guest of this node that joins by WireGuard, with an address per family, IPv4 first. ``public_key`` is base64."""
 
-    address: Address
+    addresses: tuple[Address, ...]
     public_key: str
 
 

@@ -60,13 +60,14 @@ class WireGuard:
         return any(ip_network(allowed).network_address in self._own for allowed in found.allowed)
 
     def set_guest(self, guest: Guest) -> None:
-        """Lets a guest in, from wherever it calls; whoever had its address is out."""
-        self.drop_guest(guest.address)
+        """Lets a guest in, from wherever it calls; whoever had its addresses is out."""
+        self.drop_guest(guest.addresses)
         keys.raw(guest.public_key)
-        self._device.configure([PeerChange(guest.public_key, (f"{guest.address}/32",))])
+        self._device.configure([PeerChange(guest.public_key, tuple(str(ip_network(address)) for address in guest.addresses))])
 
-    def drop_guest(self, address: Address) -> None:
-        gone = [PeerChange(key, remove=True) for key, found in self._device.state().peers.items() if f"{address}/32" in found.allowed]
+    def drop_guest(self, addresses: Sequence[Address]) -> None:
+        own = {str(ip_network(address)) for address in addresses}
+        gone = [PeerChange(key, remove=True) for key, found in self._device.state().peers.items() if not own.isdisjoint(found.allowed)]
         if gone:
             self._device.configure(gone)
 
