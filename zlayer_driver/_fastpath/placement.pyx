@@ -5,7 +5,7 @@ from cython cimport final
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from zlayer_driver._fastpath.grammar cimport Slice
 from zlayer_driver._fastpath.kinds cimport (
@@ -236,9 +236,16 @@ cdef class JobLines:
                 if ending == AT_END:
                     for i in range(MAX_COUNTS):
                         self._counts[i] += lines.counts[i]
-                    return PyBytes_FromStringAndSize(lines.out, lines.size)
+                    return self._written(&lines)
         finally:
             free(lines.out)
+
+    cdef bytes _written(self, const Pass* lines):
+        cdef bytes text = PyBytes_FromStringAndSize(NULL, lines.size)
+        cdef char* at = PyBytes_AS_STRING(text)
+        with nogil:
+            memcpy(at, lines.out, <size_t>lines.size)
+        return text
 
     cdef bint _learn(self, Pass* lines) except -1:
         """Answers the line that was missed; what is learnt of it is kept where there is room."""

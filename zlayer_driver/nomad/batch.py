@@ -17,7 +17,7 @@ from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.model import ImageFacts
 from zlayer_driver.nomad.placement import MAX_LINE_BYTES, OUTCOMES, Answer, Decider, parse_job, read_line
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18  # memory for as much is used again and again; for more, the C library goes to the kernel each time
 Chunk = tuple[bytes, int]
 
 
@@ -48,14 +48,14 @@ def chunks(file: BinaryIO) -> Iterator[Chunk]:
     """Whole lines, and the number of the first; of a line that is too long, enough to tell that it is."""
     rest, number = b"", 1
     while piece := file.read1(_CHUNK_BYTES):  # type: ignore[attr-defined]  # every buffered binary file has it, and typeshed's BinaryIO not
-        head, newline, tail = piece.rpartition(b"\n")
-        if newline:
-            lines = b"".join((rest, head, newline))
+        end = piece.rfind(b"\n") + 1
+        if end:
+            lines = b"".join((rest, memoryview(piece)[:end]))
             yield lines, number
             number += fastpath.line_count(lines)
-            rest = tail
+            rest = piece[end:]
         else:
-            rest = (rest + tail)[: MAX_LINE_BYTES + 1]
+            rest = (rest + piece)[: MAX_LINE_BYTES + 1]
     if rest:
         yield rest, number
 
