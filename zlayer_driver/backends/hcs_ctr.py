@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from zlayer_driver.errors import DriverError, InternalError, Unsupported
-from zlayer_driver.host.commands import Ran, begin, finish, run
+from zlayer_driver.host.commands import Completed, begin, finish, run
 
 PROGRAM: Final = "ctr.exe"
 ADDRESS: Final = r"\\.\pipe\containerd-containerd"
@@ -37,7 +37,7 @@ class Ctr:
     def argv(self, *words: str) -> list[str]:
         return [*self._first, *words]
 
-    async def run(self, *words: str, timeout_s: float = _TIMEOUT_S) -> Ran:
+    async def run(self, *words: str, timeout_s: float = _TIMEOUT_S) -> Completed:
         return await run(self.argv(*words), timeout_s=timeout_s)
 
     async def ask(self, *words: str, failed: Callable[[str], DriverError] = Unsupported, timeout_s: float = _TIMEOUT_S) -> str:
@@ -63,7 +63,7 @@ class Ctr:
         return next((Task(int(row[1]), row[2]) for row in rows if row[:1] == [container]), None)
 
 
-def refusal(done: Ran) -> str:
+def refusal(done: Completed) -> str:
     """Its reason, or nothing."""
     lines = done.stderr.decode("utf-8", "replace").splitlines()
     return next((line.removeprefix("ctr: ") for line in reversed(lines) if line.startswith("ctr: ")), "") if done.status == 1 else ""

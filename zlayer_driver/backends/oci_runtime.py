@@ -15,9 +15,10 @@ from zlayer_driver.backends.supervised.security import own_capabilities
 from zlayer_driver.backends.supervised.steps import settle
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
+from zlayer_driver.host.commands import Completed
 from zlayer_driver.host.gate import open_gate
 from zlayer_driver.host.pidfd import PidFd
-from zlayer_driver.host.processes import Completed, capture
+from zlayer_driver.host.processes import capture
 
 CRUN = "crun"
 PREFERRED = (CRUN, "runc", "youki")

@@ -26,7 +26,8 @@ from zlayer_driver.backends.tool_exec import ToolExec, execute, stream
 from zlayer_driver.backends.tool_job import Command, Job
 from zlayer_driver.errors import CreateFailed, DriverError, InternalError, NotFound, TimedOut, Unsupported
 from zlayer_driver.host import signals
-from zlayer_driver.host.processes import Completed, capture
+from zlayer_driver.host.commands import Completed
+from zlayer_driver.host.processes import capture
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, TaskSpec, TaskState
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 

@@ -1,4 +1,8 @@
-"""Running a tool to its end through asyncio alone, which does it on Windows too; `processes` has more, and only on Linux."""
+"""Other programs by what asyncio has on every system: how the driver calls tools on Windows.
+
+On POSIX `processes` does it, for there a child's death is an fd: it is seen without a thread, ends nobody but the child, and does not wait for
+what the child has left behind.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,8 @@ _APART: Final[dict[str, Any]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """``status`` is the exit code; on POSIX the negative signal number of what a signal killed."""
+class Completed:
+    """``status`` is the exit code, or the negative signal number. Output beyond the limit was read and dropped."""
 
     status: int
     stdout: bytes
@@ -49,8 +53,10 @@ async def finish(process: asyncio.subprocess.Process) -> int:
     return status
 
 
-async def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 0.0, limit_bytes: int = 1 << 24) -> Ran:
-    """``timeout_s`` 0 is no limit; `TimedOut` else, the tool killed. Output beyond the limit is read and dropped."""
+async def run(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 0.0, limit_bytes: int = 1 << 24
+) -> Completed:
+    """``timeout_s`` 0 is no limit; `TimedOut` else, the tool killed."""
     process = await begin(argv, env=env, stdin=subprocess.DEVNULL)
     try:
         async with asyncio.timeout(timeout_s or None):
@@ -60,7 +66,7 @@ async def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, time
         raise TimedOut(Path(argv[0]).name, timeout_s) from None
     finally:
         status = await finish(process)
-    return Ran(status, out, err)
+    return Completed(status, out, err)
 
 
 async def _all(stream: asyncio.StreamReader | None, limit_bytes: int) -> bytes:

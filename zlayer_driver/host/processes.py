@@ -1,4 +1,4 @@
-"""Starting other programs: argv lists only, nothing inherited but what is named, no wait that polls."""
+"""Other programs on POSIX: argv lists only, nothing inherited but what is named, no wait that polls. `commands` is for Windows."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 
 from zlayer_driver.errors import TimedOut, Unsupported
+from zlayer_driver.host.commands import Completed
 from zlayer_driver.host.pidfd import PidFd
 
 _CHUNK = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """``status`` is the exit code, or the negative signal number. Output beyond the limit was read and dropped."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
 
 
 class _Drain:
