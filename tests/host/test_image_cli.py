@@ -21,8 +21,7 @@ from zlayer_driver.driver import Driver
 from zlayer_driver.host import mounts
 from zlayer_driver.node import Node
 
-# One at a time: a layer that anybody has mounted is in use, and the tests share theirs.
-pytestmark = [pytest.mark.needs("root", "linux"), pytest.mark.xdist_group("layers")]
+pytestmark = pytest.mark.needs("root", "linux")
 
 BASE = archive(directory("d", mode=0o750), member("d/old", b"old"), member("f", b"f"))
 TOP = archive(directory("d", mode=0o700), member("d/.wh.old"), member("d/new", b"new"))
@@ -128,6 +127,17 @@ def test_a_place_in_use_is_refused(invoke: Invoke, layouts: dict[str, str], plac
     assert "is in use" in invoke("mount", "localhost/two", place, code=1)["error"]["message"]
     invoke("umount", place)
     assert "is in use" in invoke("mount", "localhost/one", tmp_path, code=1)["error"]["message"]
+
+
+def test_what_another_state_directory_shows_is_no_image_of_this(
+    invoke: Invoke, layouts: dict[str, str], place: Path, tmp_path: Path
+) -> None:
+    invoke("pull", layouts["one"])
+    invoke("--state-dir", tmp_path / "other", "pull", layouts["one"])
+    invoke("--state-dir", tmp_path / "other", "mount", "localhost/one", place)
+    assert "no image of this" in invoke("umount", place, code=1)["error"]["message"]
+    assert "is in use" in invoke("mount", "localhost/one", place, code=1)["error"]["message"]
+    invoke("--state-dir", tmp_path / "other", "umount", place)
 
 
 @pytest.mark.needs("mount")

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.doubles.images import archive, directory, hard_link, image, member, symlink
 from zlayer_driver.errors import PullFailed
+from zlayer_driver.host import mounts
 from zlayer_driver.image.store import Image, ImageStore, Limits
 
 pytestmark = pytest.mark.needs("root", "linux", "mount")
@@ -167,6 +168,36 @@ async def test_mounted_layers_outlive_their_image(store: ImageStore, tmp_path: P
         assert (root / "d/a").read_bytes() == b"a"
     await store.prune()
     assert not pulled.layers[0].exists()
+
+
+def overlay_mount(image: Image, at: Path) -> None:
+    for name in ("upper", "work"):
+        (at.parent / name).mkdir()
+    mounts.overlay(at, lower=image.layers, upper=at.parent / "upper", work=at.parent / "work")
+
+
+def mount_program(image: Image, at: Path) -> None:
+    """As another tool would do it, by names of its own."""
+    lower = ":".join(str(layer.parent / "../l" / layer.name) for layer in reversed(image.layers))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}:{at}", at], check=True)
+
+
+@pytest.mark.parametrize("how", [overlay_mount, lambda image, at: mounts.overlay_read_only(at, image.layers), mount_program])
+async def test_a_mount_keeps_the_layers_of_its_own_store_only(tmp_path: Path, how: Callable[[Image, Path], None]) -> None:
+    stores = [ImageStore(tmp_path / name) for name in ("one", "two")]
+    one, two = [await stack(each, tmp_path, LOWER, name=f"app{number}") for number, each in enumerate(stores)]
+    assert one.layers[0].name == two.layers[0].name
+    at = tmp_path / "merged"
+    at.mkdir()
+    how(one, at)
+    try:
+        for each, image_ in zip(stores, (one, two), strict=True):
+            await each.remove(image_.reference)
+            await each.close()
+        assert (at / "d/a").read_bytes() == b"a"
+        assert (one.layers[0].exists(), two.layers[0].exists()) == (True, False)
+    finally:
+        mounts.unmount(at)
 
 
 async def test_nothing_is_collected_while_held(store: ImageStore, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ _CLONE_FS = 0x200
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _PAGE = 4096
+_TABLE = Path("/proc/self/mountinfo")
+_IDENTITY = "layers-"  # and device and inode
 _READ_ONLY = 1 | 2 | 4  # MS_RDONLY, MS_NOSUID, MS_NODEV
 _SPECIAL = re.compile(r"[\\:,]")  # what separates options and layers
 
@@ -59,33 +61,72 @@ def sync(directory: Path) -> None:
 def overlay(target: Path, *, lower: Sequence[Path], upper: Path, work: Path) -> None:
     """Mounts an overlayfs at ``target``; ``lower`` bottom first, at least one.
 
-    Lower directories are named from the directory that they share, which keeps some 140 layers within the one page that mount(2) reads,
-    and lets the mount table tell which layers are in use. ``volatile`` spares a sync of the upper layer at unmount (kernel 5.10):
+    Lower directories are named from the directory that they share, which keeps some 140 layers within the one page that mount(2) reads. The
+    mount's source is the identity of that directory, so that the mount table tells which layers are in use. ``volatile`` spares a sync of the upper layer at unmount (kernel 5.10):
     nothing of a container outlives a crash of the machine.
     """
     with _names(lower) as names:
         options = f"lowerdir={names.layers},upperdir={names.held(upper)},workdir={names.held(work)}"
-        _within(names.base, partial(_mount_overlay, target.absolute(), _fitting(options, lower, target)))
+        _within(names.base, partial(_mount_overlay, identity(names.base), target.absolute(), _fitting(options, lower, target)))
 
 
 def overlay_read_only(target: Path, lower: Sequence[Path]) -> None:
     """Shows layers (bottom first) at an empty directory, which is itself the lowest of them: overlayfs takes no single one."""
     with _names(lower) as names:
         options = _fitting(f"lowerdir={names.layers}:{names.held(target)}", lower, target)
-        _within(names.base, partial(mount, "overlay", target.absolute(), "overlay", _READ_ONLY, options))
+        _within(names.base, partial(mount, identity(names.base), target.absolute(), "overlay", _READ_ONLY, options))
 
 
-def overlay_at(target: Path) -> Sequence[Path] | None:
-    """The lower directories (bottom first) of the overlay that is mounted at ``target``, as its mount named them; ``None`` without one."""
-    found = None
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():  # the last line for a place is the topmost mount
-        place, _, rest = line.partition(b" - ")
-        if _plain(place.split(b" ")[4]) == os.fsencode(target.absolute()):
-            kind, _, options = rest.split(b" ", 2)
-            found = re.search(rb"lowerdir=([^,]*)", options) if kind == b"overlay" else None
-    if found is None:
-        return None
-    return [Path(os.fsdecode(_plain(name))) for name in reversed(found[1].split(b":"))]
+def identity(directory: Path) -> str:
+    """What tells a directory from all others of this machine, by whatever path or mount namespace it is seen."""
+    info = directory.stat()
+    return f"{_IDENTITY}{info.st_dev:x}-{info.st_ino:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A mounted overlayfs: ``lower`` bottom first, as its mount named them, from ``base``. That is an `identity`, or empty if it is not known."""
+
+    base: str
+    lower: tuple[Path, ...]
+
+    def shows(self, directory: Path) -> bool:
+        """Whether the directory is one of the lower ones. In doubt it is: what another tool mounted may name it from anywhere."""
+        return any(self._is(lower, directory) for lower in self.lower if lower.name == directory.name)
+
+    def _is(self, lower: Path, directory: Path) -> bool:
+        if not lower.is_absolute():
+            return self.base in {identity(directory.parent), ""}
+        try:
+            return lower.samefile(directory)
+        except OSError:
+            return True
+
+
+def overlays() -> Sequence[Overlay]:
+    """All that are mounted in this mount namespace."""
+    return [shown for _, shown in _mounted() if shown is not None]
+
+
+def overlay_at(target: Path) -> Overlay | None:
+    """The overlay that is mounted at ``target``; ``None`` if none is, or something else on top of it."""
+    place = os.fsencode(target.absolute())
+    return next((shown for at, shown in reversed(_mounted()) if at == place), None)
+
+
+def _mounted() -> Sequence[tuple[bytes, Overlay | None]]:
+    """Every mount's place, and the overlay that it is, in the order of mounting. A kernel without the table has no overlays either."""
+    table = _TABLE.read_bytes() if _TABLE.exists() else b""
+    return [_entry(line) for line in table.splitlines()]
+
+
+def _entry(line: bytes) -> tuple[bytes, Overlay | None]:
+    place, _, rest = line.partition(b" - ")
+    kind, source, options = rest.split(b" ", 2)
+    found = re.search(rb"lowerdir=([^, ]*)", options) if kind == b"overlay" else None
+    base = source.decode() if source.startswith(_IDENTITY.encode()) else ""
+    shown = found and Overlay(base, tuple(Path(os.fsdecode(_plain(name))) for name in reversed(found[1].split(b":"))))
+    return _plain(place.split(b" ")[4]), shown
 
 
 def _plain(field: bytes) -> bytes:
@@ -121,13 +162,13 @@ def _fitting(options: str, lower: Sequence[Path], target: Path) -> str:
     return options
 
 
-def _mount_overlay(target: Path, options: str) -> None:
+def _mount_overlay(source: str, target: Path, options: str) -> None:
     try:
-        mount("overlay", target, "overlay", 0, f"{options},volatile")
+        mount(source, target, "overlay", 0, f"{options},volatile")
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        mount("overlay", target, "overlay", 0, options)
+        mount(source, target, "overlay", 0, options)
 
 
 def _within(directory: Path, action: Callable[[], None]) -> None:

@@ -33,7 +33,6 @@ from zlayer_driver.image.merged import OPAQUE, Parts, is_directory, is_opaque, l
 from zlayer_driver.image.unpack import Unpacked
 from zlayer_driver.readings import Pruned
 
-_MOUNTS = Path("/proc/self/mountinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ID_CHARS = 26  # base32 characters: 130 bits, and short enough for hundreds of layers in one mount's options
 
@@ -177,13 +176,14 @@ class LayerStore:
     def usage_bytes(self) -> int:
         return usage_bytes(self._made)
 
-    def names(self) -> set[str]:
-        return {path.name for path in self._made.iterdir()}
-
     def mounted(self) -> set[Path]:
         """The layers that a mount shows."""
-        table = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
-        return {path for path in self._made.iterdir() if path.name in table}
+        return {layer for overlay in mounts.overlays() for layer in self.shown(overlay)}
+
+    def shown(self, overlay: mounts.Overlay) -> tuple[Path, ...]:
+        """Those of an overlay's lower directories that are layers of this store, bottom first."""
+        layers = (self._made / lower.name for lower in overlay.lower)
+        return tuple(layer for layer in layers if layer.is_dir() and overlay.shows(layer))
 
     def _unneeded(self, needed: Collection[Path], made_before: float) -> list[Path]:
         candidates = set(self._made.iterdir()).difference(needed, self.mounted())

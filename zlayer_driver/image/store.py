@@ -17,6 +17,7 @@ from pathlib import Path
 
 from zlayer_driver import fastpath
 from zlayer_driver.errors import ConfigError, NotFound, PullFailed
+from zlayer_driver.host.mounts import Overlay
 from zlayer_driver.image.cache import MANIFEST, ImageCache
 from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
@@ -165,10 +166,10 @@ class ImageStore:
         self._open()
         return self._layers.hold()
 
-    def owns(self, names: Collection[str]) -> bool:
-        """Whether these are the names of layer directories here, at least one."""
+    def shown(self, overlay: Overlay) -> Sequence[Path]:
+        """The layers here that a mount shows, bottom first."""
         self._open()
-        return bool(names) and self._layers.names().issuperset(names)
+        return self._layers.shown(overlay)
 
     async def remove(self, image: str) -> None:
         """Forgets an image, and deletes what only it needed; layers that are mounted stay until the next `prune`."""

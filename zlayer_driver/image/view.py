@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def mount_image(store: ImageStore, image: str, directory: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         target = target.resolve()
         there = mounts.overlay_at(target)
-        if there is not None and [path.name for path in there[1:]] == [path.name for path in layers]:
+        if there is not None and _is_all(there, layers) and store.shown(there) == layers:
             return target
         if there is not None or target.is_mount() or any(target.iterdir()):
             raise ConfigError(f"{str(directory)!r} is in use: it is a mount or has files", hint="give an empty directory")
@@ -37,9 +37,14 @@ def unmount_image(store: ImageStore, directory: Path) -> None:
         there = mounts.overlay_at(target)
         if there is None and not target.is_mount():
             return
-        if there is None or not store.owns([path.name for path in there[1:]]):
+        if there is None or not _is_all(there, store.shown(there)):
             raise ConfigError(f"what is mounted at {str(directory)!r} is no image of this state directory", hint="use umount(8)")
         mounts.unmount(target)
+
+
+def _is_all(there: mounts.Overlay, shown: Sequence[Path]) -> bool:
+    """Whether a mount shows these layers and nothing else but the place itself."""
+    return 0 < len(shown) == len(there.lower) - 1
 
 
 @contextmanager
