@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Self
 
 from zlayer_driver.errors import ConfigError, RouteToPeer
-from zlayer_driver.model import ISOLATION_LABEL, OS, ImageFacts, Isolation, Platform, Target
+from zlayer_driver.model import ISOLATION_LABEL, OS, ImageFacts, Isolation, Platform, Target, TaskSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,10 @@ class Request:
     runtime: Isolation | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
+
+    @classmethod
+    def of(cls, spec: TaskSpec) -> Self:
+        return cls(service=spec.service, image=spec.image, runtime=spec.runtime, labels=spec.labels, platform=spec.platform)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,7 @@ class Composite:
         """Chooses a target and starts the container there, or on the next that may. A failed re-create keeps the earlier record."""
         async with self._lock(spec.id):
             facts = await self.facts(spec.image)
-            request = Request(service=spec.service, image=spec.image, runtime=spec.runtime, labels=spec.labels, platform=spec.platform)
-            target = self.decide(request, facts).target
+            target = self.decide(Request.of(spec), facts).target
             handle = await self._start(spec, target, fallbacks(target, facts, self.shape, self._fallback))
             self._records[spec.id] = handle
             return handle

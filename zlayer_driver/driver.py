@@ -15,8 +15,9 @@ from typing import Protocol
 
 from zlayer_driver import __version__
 from zlayer_driver.admission import admit
+from zlayer_driver.choice import Request
 from zlayer_driver.config import OverlayBlock, PluginConfig
-from zlayer_driver.contract import CanStreamExec, CanUpdate
+from zlayer_driver.contract import CanStreamExec, CanUpdate, HasImageStore
 from zlayer_driver.cores import SharedCores
 from zlayer_driver.errors import NotFound, TimedOut, Unsupported
 from zlayer_driver.host import cgroups, logs
@@ -29,6 +30,7 @@ from zlayer_driver.model import (
     Handle,
     NetworkSpec,
     PullProgress,
+    Report,
     Resources,
     Target,
     TaskEvent,
@@ -243,12 +245,26 @@ class Driver:
         try:
             async with asyncio.timeout(spec.pull_timeout_s or None):
                 if is_local(spec.image):
-                    root = Path(spec.image_root) if spec.image_root else None
-                    return replace(spec, image=(await self.node.store.import_of_task(spec.image, root, report=report)).reference)
+                    return await self._brought(spec, report)
                 await self.node.composite.pull(spec.image, policy=spec.pull, auth=spec.auth, report=report)
         except TimeoutError:
             raise TimedOut(f"the pull of image {spec.image!r}", spec.pull_timeout_s) from None
         return spec
+
+    async def _brought(self, spec: TaskSpec, report: Report) -> TaskSpec:
+        """A task with the image that it brings. Only what runs from our store has that image: engines keep their own."""
+        root = Path(spec.image_root) if spec.image_root else None
+        image = await self.node.store.import_of_task(spec.image, root, report=report)
+        brought = replace(spec, image=image.reference)
+        composite = self.node.composite
+        target = composite.decide(Request.of(brought), await composite.facts(brought.image)).target
+        backend = self.node.backends[target]
+        if not isinstance(backend, HasImageStore):
+            raise Unsupported(
+                f"the task brings its image ({spec.image}), and {backend.name}, which is to run it, keeps its images itself",
+                hint="push the image to a registry and name it by its reference, or let a target run it that uses the driver's own store",
+            )
+        return brought
 
     def _tell_fallback(self, spec: TaskSpec, failed: Target, taken: Target, error: Exception) -> None:
         message = f"Could not create the container on {failed} ({error}); {taken} takes it"

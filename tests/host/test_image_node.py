@@ -16,9 +16,10 @@ from tests.doubles import registry
 from tests.doubles.images import archive, image, member
 from tests.doubles.web import Call, serving
 from zlayer_driver.config import PluginConfig, parse
-from zlayer_driver.errors import ConfigError, PullFailed
+from zlayer_driver.driver import Driver
+from zlayer_driver.errors import ConfigError, PullFailed, Unsupported
 from zlayer_driver.image.values import Limits
-from zlayer_driver.model import PullPolicy
+from zlayer_driver.model import PullPolicy, TaskRequest
 from zlayer_driver.node import Node
 
 pytestmark = pytest.mark.needs("root", "linux", "docker-registry")
@@ -52,6 +53,17 @@ def test_the_defaults_are_the_stores_own() -> None:
     config, limits = PluginConfig(), Limits()
     assert (config.image_max_layers, config.image_max_layer_entries) == (limits.layers, limits.entries)
     assert config.image_max_layer_mb << 20 == limits.layer_bytes
+
+
+async def test_an_engine_does_not_run_what_a_task_brings(tmp_path: Path) -> None:
+    driver = Driver()
+    config = {"state_dir": str(tmp_path / "state"), "primary": "podman", "engine_socket": str(tmp_path / "none")}
+    await driver.set_config(parse(PluginConfig, config, what="plugin config"), validate_only=False)
+    image([archive(member("a"))]).layout(tmp_path / "alloc/web/local/app")
+    request = TaskRequest(id="a/web/1", name="web", config={"image": "oci:local/app"}, alloc_dir=str(tmp_path / "alloc"))
+    with pytest.raises(Unsupported, match=r"brings its image .*podman, which is to run it, keeps its images itself: push the image"):
+        await driver.start_task(request)
+    await driver.shutdown()
 
 
 async def test_a_mirror_is_asked_first(server: registry.Registry, tmp_path: Path) -> None:
