@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 
 CI = os.environ.get("CI") == "true"
-NOWHERE = {"nomad", "youki", "dockerd", "quiet"}  # what set-up does not bring: a test with one is skipped even in CI
+NOWHERE = {"nomad", "youki", "dockerd"}  # what set-up does not bring: a test with one is skipped even in CI
 
 
 def _missing(need: str) -> str:
     """Why this machine cannot carry the need, or an empty string."""
     if need == "root":
         return "" if os.geteuid() == 0 else "not root"
-    if need == "quiet":
-        return "" if os.environ.get("ZLAYER_TEST_QUIET") else "a machine with nothing else to do (then set ZLAYER_TEST_QUIET=1)"
     if need == "linux":
         return "" if sys.platform == "linux" else f"this is {sys.platform}"
     return "" if shutil.which(need) else f"{need} is not installed"
