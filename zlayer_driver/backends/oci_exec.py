@@ -101,17 +101,19 @@ async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
 
 async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
     """Output as it comes, the exit last. Closing the iterator, or cancelling who waits for it, kills the command."""
-    session = await command.session(tty=tty)
-    feeding = asyncio.create_task(session.feed(stdin))
     try:
-        async for source, data in session.output():
-            yield ExecEvent(Channel.STDOUT if source == STDOUT else Channel.STDERR, data)
-        end, _ = command.exit(await asyncio.shield(session.status))
-        yield ExecEvent(exit_code=end.code)
+        session = await command.session(tty=tty)
+        feeding = asyncio.create_task(session.feed(stdin))
+        try:
+            async for source, data in session.output():
+                yield ExecEvent(Channel.STDOUT if source == STDOUT else Channel.STDERR, data)
+            end, _ = command.exit(await asyncio.shield(session.status))
+            yield ExecEvent(exit_code=end.code)
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
+            await session.close()
     finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)  # input that fails is its giver's matter
-        await session.close()
         await command.end()
 
 

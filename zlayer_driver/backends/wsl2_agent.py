@@ -69,6 +69,7 @@ class _Log:
         self._loop.remove_reader(self._relay)
         os.close(self._relay)
         self._let_go()
+        self._drained.set()
 
 
 class Logged:
