@@ -1,4 +1,4 @@
-"""A real Nomad server of one, on loopback."""
+"""A real Nomad server of one, on loopback; with this driver on a client, if it is to run jobs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def _ports(count: int) -> list[int]:
@@ -21,9 +24,23 @@ def _ports(count: int) -> list[int]:
     return ports
 
 
+def client(root: Path, **config: object) -> dict[str, Any]:
+    """What makes a server a client too, whose driver is this one with ``config``."""
+    plugins = root / "plugins"
+    plugins.mkdir()
+    (plugins / "zlayer-driver").symlink_to(Path(sys.prefix, "bin", "zlayer-driver"))
+    denied = "consul,vault,env_aws,env_gce,env_azure,env_digitalocean"
+    options = {"driver.allowlist": "zlayer", "fingerprint.denylist": denied}
+    return {
+        "plugin_dir": str(plugins),
+        "client": {"enabled": True, "network_interface": "lo", "cpu_total_compute": 100_000, "options": options},
+        "plugin": [{"zlayer-driver": {"config": {"state_dir": str(root / "state"), **config}}}],
+    }
+
+
 @contextmanager
-def server(root: Path) -> Iterator[str]:
-    """The address of its API, once variables can be written."""
+def server(root: Path, more: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """The address of its API, once variables can be written; ``more`` is for its configuration."""
     http, rpc, serf = _ports(3)
     config = {
         "data_dir": str(root / "data"),
@@ -33,6 +50,7 @@ def server(root: Path) -> Iterator[str]:
         "server": {"enabled": True, "bootstrap_expect": 1},
         "disable_update_check": True,
         "log_level": "INFO",
+        **(more or {}),
     }
     (root / "agent.json").write_text(json.dumps(config))
     env = {key: value for key, value in os.environ.items() if not key.startswith(("NOMAD_", "AWS_"))}
@@ -46,9 +64,13 @@ def server(root: Path) -> Iterator[str]:
                 break
         else:
             raise AssertionError(f"the agent ended: {''.join(said)}")
-        yield f"http://127.0.0.1:{http}"
-        agent.terminate()
-        agent.stdout.read()
+        reader = threading.Thread(target=agent.stdout.read)
+        reader.start()
+        try:
+            yield f"http://127.0.0.1:{http}"
+        finally:
+            agent.terminate()
+            reader.join()
 
 
 async def empty(address: str, variable: str) -> None:

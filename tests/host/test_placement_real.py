@@ -1,13 +1,16 @@
-"""Placement with real parts around it: Nomad's TLS, a registry, a terminal."""
+"""Placement with real parts around it: Nomad's TLS, an agent of Nomad where one is installed, a registry, a terminal."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
+import signal
 import ssl
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 
 from tests.doubles.registry import self_signed
 from tests.doubles.web import Call, serving
+from tests.host import nomad_agent
 from tools import lab
 from zlayer_driver.errors import NomadError
 from zlayer_driver.nomad.client import Access, Nomad
@@ -63,6 +67,47 @@ def test_pull_makes_facts_of_images_of_which_nothing_is_known(tmp_path: Path) ->
     assert first["rule"] == "default"
     assert second["error"]["kind"] == "RouteToPeer"
     assert third == second
+
+
+async def _registered(address: str, count: int) -> None:
+    """Returns once Nomad has so many jobs."""
+    index = 0
+    async with Nomad(Access(address=address)) as nomad:
+        while len((await nomad.get("/v1/jobs")).value) < count:
+            index = await nomad.changed("/v1/jobs", index)
+
+
+async def _starts(address: str) -> Counter[str]:
+    """How often each job's task was started, over all allocations."""
+    found: Counter[str] = Counter()
+    async with Nomad(Access(address=address)) as nomad:
+        async for alloc in nomad.pages("/v1/allocations", task_states="true"):
+            events = [event["Type"] for state in alloc["TaskStates"].values() for event in state["Events"]]
+            found[alloc["JobID"]] += events.count("Started")
+    return found
+
+
+@pytest.mark.needs("root", "linux", "nomad", "conmon", "docker-registry", "skopeo", "busybox")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_batch_that_is_interrupted_and_resumed_runs_each_job_once(tmp_path: Path, end: signal.Signals) -> None:
+    jobs = 24
+    with lab.registry(tmp_path) as address:
+        image = f"{address}/app:1"
+        lab.oci_layout(tmp_path / "layout", "1", [lab.busybox_layer()])
+        lab.push(tmp_path / "layout", "1", image)
+        lines = [{"id": f"j{number}", "image": image, "config": {"command": "true"}, "cpu": 50, "memory": 20} for number in range(jobs)]
+        (tmp_path / "jobs.ndjson").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with nomad_agent.server(tmp_path, nomad_agent.client(tmp_path, insecure_registries=[address])) as nomad:
+            argv = [PLACE[0], "--state-dir", str(tmp_path / "place"), "place", "--no-caches", "--submit", str(tmp_path / "jobs.ndjson")]
+            environment = {**os.environ, "NOMAD_ADDR": nomad}
+            first = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            asyncio.run(_registered(nomad, jobs // 4))
+            first.send_signal(end)
+            first.wait()
+            again = subprocess.run([*argv, "--resume", "--json"], env=environment, capture_output=True, check=False)
+            assert again.returncode == 0, again
+            assert asyncio.run(_starts(nomad)) == {f"jobs-j{number}": 1 for number in range(jobs)}
 
 
 @pytest.mark.needs("linux")
