@@ -99,7 +99,7 @@ def _task_runtime(request: Request, facts: ImageFacts, node: NodeShape) -> Targe
     if target is not None and target not in node.attached:
         raise ConfigError(
             f"the task asks for runtime {request.runtime!s}, and this node has no {target} backend",
-            hint="leave runtime out, or place the task on a node that has it",
+            hint="leave runtime out, or place the task on a node that has it; `zlayer-driver doctor` tells what this one lacks",
         )
     return target
 

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "apt-get": "the packages are those of tools/setup, which has run",
     "python3": "this environment is one",
     "/opt/zlayer/bin/pip": "this program is installed",
+    "ln": "and in the path",
     "make": "its targets run this test, or are run by hand",
     "nomad": "an agent is needed, which no package registry has",
     "systemctl": "likewise",
