@@ -11,6 +11,7 @@ from urllib.parse import quote
 from zlayer_driver import fastpath
 from zlayer_driver.backends.engine_api import LIBPOD, Api, Doc, lines
 from zlayer_driver.errors import EngineError, InvalidSpec, NotFound, PullFailed
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import ImageDetails, Pruned
 
@@ -34,9 +35,7 @@ class EngineImages:
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        if source is PullSource.LOCAL_ONLY or policy is PullPolicy.NEVER:
-            await self._image(image)
-        elif policy is not PullPolicy.IF_NOT_PRESENT or not await self.has_image(image):
+        if await must_fetch(image, policy, source, self.has_image):
             await self._pull(image, auth, report or (lambda _step: None))
 
     async def _pull(self, image: str, auth: Auth | None, report: Report) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Final
 
 from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound, PullFailed, TimedOut
 from zlayer_driver.host import signals
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import (
     Auth,
     ExecResult,
@@ -230,12 +231,15 @@ class FakeBackend:
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        del auth, report, source
-        if policy is PullPolicy.NEVER and image not in self._machine.images:
-            raise PullFailed(image, "it is not here, and the policy is never to pull")
+        del auth, report
+        if not await must_fetch(image, policy, source, self._is_here):
+            return
         if image.startswith("fake.invalid/"):
             raise PullFailed(image, "the registry does not have it")
         self._machine.images.setdefault(image, ImageRecord(image))
+
+    async def _is_here(self, image: str) -> bool:
+        return image in self._machine.images
 
     async def list_images(self) -> Sequence[ImageRecord]:
         return list(self._machine.images.values())

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from zlayer_driver.backends.hcs_ctr import Ctr
 from zlayer_driver.errors import NotFound, PullFailed, WrongPlatform
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import OS, Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import ImageDetails, Pruned
 
@@ -36,11 +37,7 @@ class CtrImages:
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
         """Credentials are in ctr's command line while it runs: it takes them in no other way."""
-        here = await self.has_image(image)
-        if policy is PullPolicy.NEVER or source is PullSource.LOCAL_ONLY:
-            if not here:
-                raise PullFailed(image, "it is not here, and the policy is never to pull")
-        elif not here or policy is not PullPolicy.IF_NOT_PRESENT:
+        if await must_fetch(image, policy, source, self.has_image):
             plain = ["--plain-http"] if image.partition("/")[0] in self._insecure else []
             user = ["--user", f"{auth.username}:{auth.password}"] if auth else []
             options = ["--snapshotter", SNAPSHOTTER, "--platform", f"{OS.WINDOWS}/{self._arch}", *plain, *user]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from zlayer_driver.errors import NotFound
+from zlayer_driver.image.policy import confined
 from zlayer_driver.image.values import Image
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullSource, Report
 from zlayer_driver.readings import ImageDetails, Pruned
@@ -47,7 +48,7 @@ class StoredImages:
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        await self._store.pull(image, policy=PullPolicy.NEVER if source is PullSource.LOCAL_ONLY else policy, auth=auth, report=report)
+        await self._store.pull(image, policy=confined(policy, source), auth=auth, report=report)
 
     async def list_images(self) -> Sequence[ImageRecord]:
         return await asyncio.to_thread(self._store.list)

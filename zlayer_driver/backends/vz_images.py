@@ -17,6 +17,7 @@ from functools import partial
 from zlayer_driver import fastpath
 from zlayer_driver.backends.tool import ToolBackend
 from zlayer_driver.errors import DriverError, InternalError, NotFound, PullFailed
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullSource, Report
 
 _GB = 10**9
@@ -35,10 +36,8 @@ class TartImages(ToolBackend):
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
         del report
-        if policy is not PullPolicy.ALWAYS and await self.has_image(image):
+        if not await must_fetch(image, policy, source, self.has_image):
             return
-        if policy is PullPolicy.NEVER or source is PullSource.LOCAL_ONLY:
-            raise PullFailed(image, "it is not here, and may not be fetched")
         registry = fastpath.parse(image).registry
         env = {"TART_REGISTRY_HOSTNAME": registry} if auth else {}
         if auth:

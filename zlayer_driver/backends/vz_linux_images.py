@@ -22,6 +22,7 @@ from typing import Any
 from zlayer_driver import fastpath
 from zlayer_driver.backends.tool import ToolBackend
 from zlayer_driver.errors import InternalError, NotFound, PullFailed
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullSource, Report
 from zlayer_driver.readings import ImageDetails, Pruned
 
@@ -37,11 +38,8 @@ class ContainerImages(ToolBackend):
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
         del auth, report
-        here = policy is not PullPolicy.ALWAYS and await self.has_image(image)
-        if here:
+        if not await must_fetch(image, policy, source, self.has_image):
             return
-        if policy is PullPolicy.NEVER or source is PullSource.LOCAL_ONLY:
-            raise PullFailed(image, "it is not here, and may not be fetched")
         failed = partial(PullFailed, image, hint="for a private registry, run: container registry login")
         await self._tool.ask("image", "pull", "--progress", "none", "--os", "linux", image, failed=failed, timeout_s=0)
 

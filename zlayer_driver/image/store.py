@@ -21,13 +21,14 @@ from zlayer_driver.host.mounts import Overlay
 from zlayer_driver.image.cache import MANIFEST, ImageCache
 from zlayer_driver.image.layers import LayerStore
 from zlayer_driver.image.manifest import host_arch, parse_config, parse_manifest
+from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
 from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest, Source
 from zlayer_driver.image.waiting import in_thread
-from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, Report
+from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import Pruned
 
 __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
@@ -88,18 +89,19 @@ class ImageStore:
         """The image, from here or from its registry as ``policy`` says. Pulls of one image share one download."""
         reference = fastpath.canonical(image)
         await self._sweep()
-        if policy is not PullPolicy.ALWAYS:
-            try:
-                found = self.get(reference)
-                await asyncio.to_thread(self._cache.touch, reference)
-                return found  # noqa: TRY300 # what may fail is the look-up
-            except NotFound:
-                if policy is PullPolicy.NEVER:
-                    raise
-        parsed = fastpath.parse(image)
-        source = await self._client.source(parsed, auth)
-        await self._join((reference, auth), lambda tell: self._puller.pull(source, reference, tell), report)
+        if await must_fetch(reference, policy, PullSource.LOCAL_FIRST, self._is_here):
+            origin = await self._client.source(fastpath.parse(image), auth)
+            await self._join((reference, auth), lambda tell: self._puller.pull(origin, reference, tell), report)
         return self.get(reference)
+
+    async def _is_here(self, reference: str) -> bool:
+        """Whoever asks is about to use it: its idle time starts anew."""
+        try:
+            self.get(reference)
+        except NotFound:
+            return False
+        await asyncio.to_thread(self._cache.touch, reference)
+        return True
 
     async def import_archive(self, source: str, reference: str | None = None, *, report: Report | None = None) -> Image:
         """An image from a directory or file (see `sources`), under ``reference`` or else under its own name."""
