@@ -22,7 +22,9 @@ async def test_what_is_told_to_the_kernel_is_what_it_says(root: Path, images: On
     shared = dict.fromkeys(path for path in ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(HERE)) if Path(path).is_dir())
     mounts = tuple(Mount(target=path, source=path, read_only=True) for path in shared)
     vms = backend(root, images, machines(root))
-    spec = shell("vm", "sleep 1000", mounts=mounts, resources=Resources(memory_bytes=256 << 20), security=Security(cap_add=("CAP_NET_ADMIN",)))
+    spec = shell(
+        "vm", "sleep 1000", mounts=mounts, resources=Resources(memory_bytes=256 << 20), security=Security(cap_add=("CAP_NET_ADMIN",))
+    )
     guest = handle("vm", await vms.start(spec))
     await vms.push_overlay(guest, GuestOverlay(address="10.9.0.8"))  # which loads the kernel's module
     options = ExecOptions(work_dir=str(HERE), env={"PYTHONDONTWRITEBYTECODE": "1"})
