@@ -29,6 +29,7 @@ cdef class BlobCache:
     cdef tuple facts_of(self, str ref)
     cdef list _in_batches(self, Task task, list asked)
     cdef object _read(self, Task task, object argument)
+    cdef bint _may_keep_snapshot(self) noexcept
     cdef tuple _told(self, str ref)
     cdef int _remember(self) except -1
     cdef void _end(self) noexcept

@@ -126,12 +126,18 @@ cdef class BlobCache:
                 answer = self._memo.get(argument)
                 if answer is not None:
                     return answer
+            if not self._files.quiet:
+                end_read(&self._sqlite)
             try:
                 self._open()
                 answer = self._read(task, argument)
             except CacheError as error:
                 failure = error
-            end_read(&self._sqlite)
+            except BaseException:
+                end_read(&self._sqlite)
+                raise
+            if failure is not None or not self._may_keep_snapshot():
+                end_read(&self._sqlite)
             if (failure is not None or self._redb.kept == NULL) and not self._held():  # redb's pages prove themselves
                 self._drop()
                 continue
@@ -145,17 +151,21 @@ cdef class BlobCache:
 
     cdef object _read(self, Task task, object argument):
         self._learnt.clear()
+        if task == OPEN:
+            return None
+        if (task == GET_MANY or task == FACTS_MANY or self._may_keep_snapshot()) and begin_read(&self._sqlite) < 0:
+            raise self._failed()
         if task == GET:
             return self._get(argument)
         if task == FACTS:
             return self._told(argument)
         if task == KEYS:
             return self._keys()
-        if task == OPEN:
-            return None
-        if begin_read(&self._sqlite) < 0:
-            raise self._failed()
         return [self._get(key) for key in argument] if task == GET_MANY else [self._told(ref) for ref in argument]
+
+    cdef bint _may_keep_snapshot(self) noexcept:
+        """Without a log or locks a snapshot holds nobody back, and it is as good as new until something is heard of the file."""
+        return self._files.watching and self._files.state.mode == STILL
 
     cdef tuple _told(self, str ref):
         """What is known of an image, or what the cache says now: then it is kept in case that the state is held."""

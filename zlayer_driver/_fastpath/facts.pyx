@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdlib cimport free
 
 from zlayer_driver._fastpath.caches cimport BlobCache
-from zlayer_driver._fastpath.documents cimport os_of
+from zlayer_driver._fastpath.documents cimport answer_of, os_of
 from zlayer_driver._fastpath.files cimport Buffer, read_file
 from zlayer_driver._fastpath.followed cimport folder_of
 from zlayer_driver._fastpath.grammar cimport Slice
@@ -15,7 +15,6 @@ from zlayer_driver._fastpath.text cimport directory_name, encoded
 import os
 
 from zlayer_driver.errors import CacheBusy, CacheError
-from zlayer_driver.model import ImageFacts
 
 
 cdef bytes store_of(cache):
@@ -87,4 +86,4 @@ def image_facts(str ref not None, caches):
             break
     if os_ is None and os_open and busy is not None:
         raise busy
-    return ImageFacts(os_, marker, isolation)
+    return answer_of(os_, marker, isolation, False)[0]

@@ -19,6 +19,7 @@ cdef class Followed:
     cdef State state
     cdef bint watching
     cdef bint alone  # nothing beside it matters
+    cdef bint quiet  # at the last look nothing had been heard since the one before
     cdef unsigned long _events, _forks
     cdef long long _looked_ms, _located_ms
     cdef int _looks

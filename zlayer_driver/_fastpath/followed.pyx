@@ -71,8 +71,8 @@ cdef class Followed:
         cdef State before = self.state
         cdef Stamp now
         cdef long long now_ms = watch_clock_ms()
-        cdef bint quiet = self.watching and watch_count() == self._events
-        if quiet and now_ms - self._looked_ms < LOOK_EVERY_MS:
+        self.quiet = self.watching and watch_count() == self._events
+        if self.quiet and now_ms - self._looked_ms < LOOK_EVERY_MS:
             return NO_CHANGE
         if self.file is None or now_ms - self._located_ms >= LOOK_EVERY_MS:
             self._locate()
@@ -84,7 +84,7 @@ cdef class Followed:
         if self.alone and read_stamp(PyBytes_AS_STRING(self.file), &now) > 0 and same_stamp(&now, &before.database):
             return NO_CHANGE
         self._observe(&self.state)
-        if same_state(&before, &self.state) and (quiet or unguarded(self.state.mode)):
+        if same_state(&before, &self.state) and (self.quiet or unguarded(self.state.mode)):
             return NO_CHANGE
         if (
             unguarded(self.state.mode) or before.mode != self.state.mode

@@ -4,12 +4,13 @@
 from cython cimport final
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
 
 from zlayer_driver._fastpath.grammar cimport Slice
 from zlayer_driver._fastpath.kinds cimport (
-    ARCH, FACTS, ISOLATED, LABEL, MARKER, MAX_KEY_BYTES, RUNTIME, SYSTEM, Kept, Kind, Memo, forget, keep, make_kept, prepare, recall,
+    ARCH, FACTS, ISOLATED, LABEL, MARKER, MAX_KEY_BYTES, RUNTIME, SYSTEM, TEXTS, Kept, Kind, Memo, forget, keep, make_kept, prepare, recall,
     write_key,
 )
 from zlayer_driver._fastpath.lines cimport (
@@ -25,158 +26,254 @@ cdef enum:
     MANY = 1 << 16  # slots of a memo
     FEW = 1 << 12
     BLOCK = 512  # requests that are looked up at once
-    BLOCK_BYTES = 1 << 16
+    SEEN = 1 << 10  # places, of which half are taken
+
+
+cdef struct Said:
+    uint64_t word[TEXTS]  # the first is 0 where there are none
 
 
 cdef object LABEL_NAME = model.ISOLATION_LABEL
 
 
-cdef struct Block:  # keys of requests, and what was told to their kinds
+cdef struct Block:  # what of requests decides, and what was told to their kinds
     int count
-    Py_ssize_t size
-    Slice key[BLOCK]  # empty: this request is asked about whatever was told to others
-    Kept* told[BLOCK]
-    char memory[BLOCK_BYTES]
+    Said said[BLOCK]
+    int told[BLOCK]  # below 0: this request is asked about
+
+
+cdef struct Told:  # to all for whom the same objects, or texts of a few bytes, decide
+    Said said
+    int told
 
 
 cdef extern from *:
     """
     #include <structmember.h>
-    /* What stands in a slot of `thing`, borrowed; NULL where `slot` is none of its class, or empty. */
-    static inline PyObject *slot_value(PyObject *thing, PyObject *slot) {
-        if (!Py_IS_TYPE(slot, &PyMemberDescr_Type) || !Py_IS_TYPE(thing, PyDescr_TYPE(slot))) return NULL;
+    /* Where things of the class `type` have what its descriptor `slot` tells of; 0 where that is no slot of it. */
+    static inline Py_ssize_t slot_offset(PyObject *type, PyObject *slot) {
+        if (!Py_IS_TYPE(slot, &PyMemberDescr_Type) || (PyObject *)PyDescr_TYPE(slot) != type) return 0;
         const PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
-        return member->type == T_OBJECT_EX ? *(PyObject **)((char *)thing + member->offset) : NULL;
+        return member->type == T_OBJECT_EX ? member->offset : 0;
+    }
+    static inline PyObject *slot_value(PyObject *thing, Py_ssize_t offset) {
+        return *(PyObject **)((char *)thing + offset);
+    }
+    /* An object as a word; of a text of a few bytes the text itself, which is odd, as no address is. */
+    static inline uint64_t word_of(PyObject *object) {
+        if (!PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object) || PyUnicode_GET_LENGTH(object) > 7)
+            return (uint64_t)(uintptr_t)object;
+        const unsigned char *text = PyUnicode_DATA(object);
+        Py_ssize_t size = PyUnicode_GET_LENGTH(object);
+        uint64_t word = 0;
+        for (Py_ssize_t i = 0; i < size; i++) word = word << 8 | text[i];
+        return word << 8 | (uint64_t)size << 1 | 1;
     }
     """
-    PyObject* slot_value(object thing, object slot)
+    Py_ssize_t slot_offset(object type, object slot)
+    PyObject* slot_value(object thing, Py_ssize_t offset)
+    uint64_t word_of(PyObject* object)
+    PyObject* PyDict_GetItemWithError(object mapping, object key) except? NULL
 
 
 @final
-cdef class _Attribute:
-    """An attribute of things that are mostly of one class; if that has slots, it is not searched for each time."""
+cdef class _Slots:
+    """Attributes of things that are mostly of one class; if it has slots for them, they are read where they stand."""
 
-    cdef object _name, _slot
+    cdef tuple _names
+    cdef object _class
+    cdef Py_ssize_t _offset[3]
 
-    def __cinit__(self, name):
-        self._name = name
+    def __cinit__(self, *names):
+        self._names = names
 
-    cdef inline object of(self, object thing):
-        cdef PyObject* found = slot_value(thing, self._slot)
-        return <object>found if found != NULL else self._search(thing)
+    cdef inline bint read(self, object thing, PyObject** found) except -1:
+        """Borrows the values; not those of a class without slots, nor where one is empty."""
+        cdef int i
+        if type(thing) is not self._class and not self._learn(type(thing)):
+            return False
+        for i in range(len(self._names)):
+            found[i] = slot_value(thing, self._offset[i])
+            if found[i] == NULL:
+                return False
+        return True
 
-    cdef object _search(self, object thing):
-        self._slot = getattr(type(thing), self._name, None)
-        return getattr(thing, self._name)
+    cdef bint _learn(self, object class_) except -1:
+        cdef Py_ssize_t offset[3]
+        for i, name in enumerate(self._names):
+            offset[i] = slot_offset(class_, getattr(class_, name, None))
+            if offset[i] == 0:
+                return False
+        self._class = class_
+        for i in range(len(self._names)):
+            self._offset[i] = offset[i]
+        return True
 
 
-cdef _Attribute RUNTIME_OF = _Attribute("runtime")
-cdef _Attribute LABELS_OF = _Attribute("labels")
-cdef _Attribute PLATFORM_OF = _Attribute("platform")
-cdef _Attribute SYSTEM_OF = _Attribute("os")
-cdef _Attribute ARCH_OF = _Attribute("arch")
-cdef _Attribute OS_OF = _Attribute("os")
-cdef _Attribute MARKER_OF = _Attribute("marker")
-cdef _Attribute ISOLATION_OF = _Attribute("isolation")
+cdef _Slots REQUEST = _Slots("runtime", "labels", "platform")
+cdef _Slots PLATFORM = _Slots("os", "arch")
+cdef _Slots KNOWN = _Slots("os", "marker", "isolation")
+
+
+cdef bint see(object request, object facts, PyObject** found) except -1:
+    """Borrows the objects that decide, in the order of their texts in a key; not where they are no plain ones."""
+    cdef PyObject* own[3]
+    cdef PyObject* label
+    if not REQUEST.read(request, own) or type(<object>own[1]) is not dict or not KNOWN.read(facts, &found[FACTS]):
+        return False
+    label = PyDict_GetItemWithError(<object>own[1], LABEL_NAME) if <dict>own[1] else NULL
+    found[RUNTIME] = own[0]
+    found[LABEL] = label if label != NULL else <PyObject*>None
+    found[SYSTEM] = found[ARCH] = <PyObject*>None
+    return own[2] == <PyObject*>None or PLATFORM.read(<object>own[2], &found[SYSTEM])
+
+
+cdef inline void note(PyObject** found, Said* said) noexcept:
+    cdef int i
+    for i in range(TEXTS):
+        said.word[i] = word_of(found[i])
+
+
+cdef int fill(Block* block, list requests, list facts, Py_ssize_t first) except -1:
+    """What decides for the next requests; no words where it cannot be seen."""
+    cdef PyObject* found[TEXTS]
+    cdef int i
+    block.count = <int>min(BLOCK, len(requests) - first)
+    for i in range(block.count):
+        block.said[i].word[0] = 0
+        if see(requests[first + i], facts[first + i], found):
+            note(found, &block.said[i])
+    return 0
+
+
+cdef Told* place_of(Told* seen, const Said* said) noexcept nogil:
+    """Where what was told stands, or is to stand; there is always a free place."""
+    cdef uint64_t sum_ = 0
+    cdef int i
+    for i in range(TEXTS):
+        sum_ += said.word[i] * (<uint64_t>0x9E3779B97F4A7C15 * <uint64_t>(2 * i + 1))
+    sum_ >>= 40
+    while True:
+        sum_ &= SEEN - 1
+        if seen[sum_].said.word[0] == 0 or memcmp(&seen[sum_].said, said, sizeof(Said)) == 0:
+            return &seen[sum_]
+        sum_ += 1
+
+
+cdef void look_up(Block* block, Told* seen) noexcept nogil:
+    cdef Told* place
+    cdef int i
+    for i in range(block.count):
+        block.told[i] = -1
+        if block.said[i].word[0] != 0:
+            place = place_of(seen, &block.said[i])
+            if place.said.word[0] != 0:
+                block.told[i] = place.told
+
+
+cdef bint write_request(object request, object facts, char* memory, Slice* key) except -1:
+    """The key of a request's kind; empty where it can have none."""
+    cdef Kind kind
+    runtime, platform, label = request.runtime, request.platform, request.labels.get(LABEL_NAME)
+    system, arch = (None, None) if platform is None else (platform.os, platform.arch)
+    os_, marker, isolation = facts.os, facts.marker, facts.isolation
+    key[0] = Slice(NULL, 0)
+    if (
+        says(&kind, RUNTIME, runtime) and says(&kind, LABEL, label) and says(&kind, SYSTEM, system) and says(&kind, ARCH, arch)
+        and says(&kind, FACTS, os_) and says(&kind, MARKER, marker) and says(&kind, ISOLATED, isolation)
+    ):
+        key[0] = write_key(&kind, memory)
+    return True
 
 
 cdef inline bint says(Kind* kind, int which, object text) except -1:
-    """Notes a text that decides; not if it cannot be part of a key."""
+    """Notes a text that decides, valid as long as it; not if it cannot be part of a key."""
     if text is None:
         kind.said[which] = Slice(NULL, 0)
         return True
     return isinstance(text, str) and read_utf8(text, &kind.said[which])
 
 
-cdef bint read_kind(object request, object facts, Kind* kind) except -1:
-    """What of a request and the facts of its image decides, valid as long as they; not if it can be no key."""
-    cdef object labels = LABELS_OF.of(request)
-    cdef object platform = PLATFORM_OF.of(request)
-    cdef object label = None
-    if type(labels) is not dict:
-        label = labels.get(LABEL_NAME)
-    elif <dict>labels:
-        label = (<dict>labels).get(LABEL_NAME)
-    return (
-        says(kind, RUNTIME, RUNTIME_OF.of(request)) and says(kind, LABEL, label)
-        and says(kind, SYSTEM, None if platform is None else SYSTEM_OF.of(platform))
-        and says(kind, ARCH, None if platform is None else ARCH_OF.of(platform))
-        and says(kind, FACTS, OS_OF.of(facts)) and says(kind, MARKER, MARKER_OF.of(facts)) and says(kind, ISOLATED, ISOLATION_OF.of(facts))
-    )
-
-
-cdef int fill(Block* block, list requests, list facts, Py_ssize_t first) except -1:
-    """Keys of as many requests as there is room for."""
-    cdef Kind kind
-    block.count = 0
-    block.size = 0
-    while block.count < BLOCK and first + block.count < len(requests) and block.size + MAX_KEY_BYTES <= BLOCK_BYTES:
-        block.key[block.count] = Slice(NULL, 0)
-        if read_kind(requests[first + block.count], facts[first + block.count], &kind):
-            block.key[block.count] = write_key(&kind, &block.memory[block.size])
-        block.size += block.key[block.count].size
-        block.count += 1
-    return 0
-
-
-cdef void look_up(Block* block, const Memo* kinds) noexcept nogil:
-    cdef int i
-    for i in range(block.count):
-        block.told[i] = recall(kinds, block.key[i]) if block.key[i].size > 0 else NULL
-
-
 cdef class _Chooser:
-    """One call of `choose_many`."""
+    """One call of `choose_many`. Kinds are told by texts, and mostly sooner by objects, which are held so that none takes their place."""
 
     cdef Memo _kinds
+    cdef Told* _seen
     cdef object _choose
-    cdef list _told
+    cdef list _told, _held
 
     def __cinit__(self, choose):
         self._choose = choose
-        self._told = []
-        if not prepare(&self._kinds, FEW):
+        self._told, self._held = [], []
+        self._seen = <Told*>calloc(SEEN, sizeof(Told))
+        if self._seen == NULL or not prepare(&self._kinds, FEW):
             raise MemoryError
 
     def __dealloc__(self):
+        free(self._seen)
         forget(&self._kinds)
 
     cdef list decide(self, list requests, list facts):
         cdef list found = []
         cdef Block* block = <Block*>malloc(sizeof(Block))
+        cdef Py_ssize_t first = 0
         cdef int i
         if block == NULL:
             raise MemoryError
         try:
-            while len(found) < len(requests):
-                fill(block, requests, facts, len(found))
+            while first < len(requests):
+                fill(block, requests, facts, first)
                 with nogil:
-                    look_up(block, &self._kinds)
+                    look_up(block, self._seen)
                 for i in range(block.count):
-                    if block.told[i] != NULL:
-                        found.append(self._told[block.told[i].count])
-                    else:
-                        found.append(self._ask(requests[len(found)], facts[len(found)], block.key[i]))
+                    found.append(self._told[block.told[i]] if block.told[i] >= 0 else self._ask(requests[first + i], facts[first + i]))
+                first += block.count
         finally:
             free(block)
         return found
 
-    cdef object _ask(self, object request, object facts, Slice key):
-        """What is told to a request; for all of its kind, unless it is an error, for that names the task."""
-        cdef Kept* kept = recall(&self._kinds, key) if key.size > 0 else NULL
-        cdef object told
-        if kept != NULL:  # told to an earlier one of the same block
-            return self._told[kept.count]
+    cdef object _ask(self, object request, object facts):
+        """What is told to a request; from now on to all for whom the same objects decide."""
+        cdef PyObject* found[TEXTS]
+        cdef Said said
+        cdef Told* place = NULL
+        cdef int told, i
+        held = []
+        if see(request, facts, found):
+            note(found, &said)
+            place = place_of(self._seen, &said)
+            if place.said.word[0] != 0:  # told to an earlier one of the same block
+                return self._told[place.told]
+            for i in range(TEXTS):
+                held.append(<object>found[i])
+        told, refused = self._asked(request, facts)
+        if told < 0:
+            return refused
+        if held and len(self._held) < SEEN // 2:
+            place = place_of(self._seen, &said)
+            place.said, place.told = said, told
+            self._held.append(held)
+        return self._told[told]
+
+    cdef tuple _asked(self, object request, object facts):
+        """Which of those told it is, for all of its kind; or -1 and what was told to this request alone, as to all that have no kind."""
+        cdef char memory[MAX_KEY_BYTES]
+        cdef Slice key
+        cdef Kept* kept
+        write_request(request, facts, memory, &key)
+        kept = recall(&self._kinds, key) if key.size > 0 else NULL
+        if kept != NULL:
+            return kept.count, None
         try:
             told = self._choose(request, facts)
-        except DriverError as error:
-            return error
+        except DriverError as error:  # which names the task
+            return -1, error
         kept = make_kept(key, Slice("", 0), <int>len(self._told)) if key.size > 0 else NULL
-        if kept != NULL and keep(&self._kinds, kept):
-            self._told.append(told)
-        else:
+        if kept == NULL or not keep(&self._kinds, kept):
             free(kept)
-        return told
+            return -1, told
+        self._told.append(told)
+        return len(self._told) - 1, None
 
 
 def choose_many(requests, facts, choose) -> list:

@@ -7,10 +7,11 @@ from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close
 
+from zlayer_driver._fastpath.redb_page cimport KeptPage, Node, Shape, value_of
 from zlayer_driver._fastpath.redb_tree cimport (
     CUT_OFF, DAMAGED, FEW_PAGES, GOOD, HEADER_BYTES, MAX_DEPTH, NOT_HERE, NOT_REDB, NO_MEMORY, TOO_LARGE,
-    KeptPage, Node, Redb, Root, Shape, Slot, Table, Verdict,
-    child_of, find_value, pread, read_node, refuse, rewind, root_at, value_of, xxh3_matches, xxh3_u32, xxh3_u64,
+    Redb, Root, Slot, Table, Verdict,
+    child_of, find_value, pread, read_node, refuse, rewind, root_at, xxh3_matches, xxh3_u32, xxh3_u64,
 )
 from zlayer_driver._fastpath.grammar cimport Slice
 
@@ -172,6 +173,7 @@ cdef inline void close_redb(Redb* file) noexcept nogil:
     if file.kept != NULL:
         for i in range(file.kept_pages):
             free(file.kept[i].raw)
+            free(file.kept[i].heads)
         free(file.kept)
         free(file.loose[0])
         free(file.loose[1])

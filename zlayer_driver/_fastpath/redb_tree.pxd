@@ -11,6 +11,9 @@ from libc.string cimport memcmp, memcpy
 from posix.types cimport off_t
 
 from zlayer_driver._fastpath.grammar cimport Slice
+from zlayer_driver._fastpath.redb_page cimport (
+    BRANCH, KeptPage, Node, Shape, compare, in_order, key_of, lay_out, position, take_heads, value_of,
+)
 from zlayer_driver._fastpath.text cimport text_of
 
 
@@ -29,8 +32,6 @@ cdef enum:
     MAX_PAGE_BYTES = 16777216
     MAX_BRANCH_BYTES = 262144
     MAX_DEPTH = 32
-    LEAF = 1
-    BRANCH = 2
     FEW_PAGES = 64  # are kept at first, and more once more are missed
     MANY_PAGES = 4096
     KEPT_PAGE_BYTES = 8192
@@ -53,11 +54,6 @@ cdef struct Root:
     unsigned char checksum[16]
 
 
-cdef struct Shape:
-    long long key_bytes  # -1: keys vary
-    long long value_bytes
-
-
 cdef struct Table:
     Root root
     Shape shape
@@ -71,23 +67,6 @@ cdef struct Slot:
     Root freed
     uint64_t transaction
     bint sound
-
-
-cdef struct Node:
-    const unsigned char* raw
-    uint32_t count
-    bint is_leaf
-    uint64_t key_table
-    uint64_t key_start
-    uint64_t value_table
-    uint64_t value_start
-    Shape shape
-
-
-cdef struct KeptPage:
-    uint64_t page
-    unsigned char checksum[16]
-    unsigned char* raw
 
 
 cdef struct Redb:
@@ -156,61 +135,12 @@ cdef inline Verdict locate(Redb* file, uint64_t page, uint64_t* start, uint64_t*
     return GOOD
 
 
-cdef inline uint64_t end_of(const Node* node, uint64_t table, uint64_t start, long long width, uint32_t i) noexcept nogil:
-    return xxh3_u32(node.raw + table + 4 * i) if width < 0 else start + <uint64_t>width * (i + 1)
-
-
-cdef inline Slice key_of(const Node* node, uint32_t i) noexcept nogil:
-    cdef uint64_t begin = node.key_start if i == 0 else end_of(node, node.key_table, node.key_start, node.shape.key_bytes, i - 1)
-    cdef uint64_t end = end_of(node, node.key_table, node.key_start, node.shape.key_bytes, i)
-    return Slice(<const char*>node.raw + begin, <Py_ssize_t>(end - begin))
-
-
-cdef inline Slice value_of(const Node* node, uint32_t i) noexcept nogil:
-    cdef uint64_t begin = node.value_start
-    cdef uint64_t end = end_of(node, node.value_table, node.value_start, node.shape.value_bytes, i)
-    if i > 0:
-        begin = end_of(node, node.value_table, node.value_start, node.shape.value_bytes, i - 1)
-    return Slice(<const char*>node.raw + begin, <Py_ssize_t>(end - begin))
-
-
 cdef inline Root child_of(const Node* node, uint32_t i) noexcept nogil:
     cdef Root root
     root.there = True
     memcpy(root.checksum, node.raw + 8 + 16 * i, 16)
     root.page = xxh3_u64(node.raw + 8 + 16 * (node.count + 1) + 8 * i)
     return root
-
-
-cdef inline bint lay_out(Node* node, const unsigned char* raw, Shape shape) noexcept nogil:
-    """Finds a page's sections; their offsets are not looked at yet."""
-    cdef uint64_t head
-    node.raw = raw
-    node.count = raw[2] | <uint32_t>raw[3] << 8
-    node.is_leaf = raw[0] == LEAF
-    node.shape = shape
-    head = 4 if node.is_leaf else 8 + 24 * (<uint64_t>node.count + 1)
-    node.key_table = head
-    node.value_table = head + (4 * <uint64_t>node.count if shape.key_bytes < 0 else 0)
-    node.key_start = node.value_table + (4 * <uint64_t>node.count if node.is_leaf and shape.value_bytes < 0 else 0)
-    return (raw[0] == LEAF or raw[0] == BRANCH) and node.count > 0
-
-
-cdef inline bint in_order(Node* node, uint64_t table, uint64_t start, long long width, uint64_t size, uint64_t* end) noexcept nogil:
-    """Whether a section's items lie one behind the other inside the page, and where the last one ends."""
-    cdef uint32_t i
-    cdef uint64_t last = start
-    if start > size or (width >= 0 and start + <uint64_t>width * node.count > size):
-        return False
-    if width >= 0:
-        end[0] = start + <uint64_t>width * node.count
-        return True
-    for i in range(node.count):
-        end[0] = xxh3_u32(node.raw + table + 4 * i)
-        if end[0] < last:
-            return False
-        last = end[0]
-    return last <= size
 
 
 cdef inline Verdict check_node(Redb* file, Node* node, uint64_t size, const unsigned char* checksum) noexcept nogil:
@@ -255,7 +185,7 @@ cdef inline bint is_kept(const KeptPage* kept, const Root* root) noexcept nogil:
 
 cdef inline KeptPage* places_of(const Redb* file, uint64_t page) noexcept nogil:
     """Where a page is kept, if it is: in one of `WAYS` places. In a table of a multiple of the size, what shared them shares as many."""
-    return &file.kept[WAYS * ((page * <uint64_t>0x9E3779B97F4A7C15 >> 32) % (file.kept_pages // WAYS))]
+    return &file.kept[WAYS * ((page * <uint64_t>0x9E3779B97F4A7C15 >> 32) & (file.kept_pages // WAYS - 1))]
 
 
 cdef inline KeptPage* free_place(const Redb* file, uint64_t page) noexcept nogil:
@@ -292,6 +222,7 @@ cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which)
     for i in range(WAYS):
         if is_kept(&kept[i], root):
             lay_out(node, kept[i].raw, Shape(-1, -1))
+            node.heads, node.shared = kept[i].heads, kept[i].shared
             node.value_start = xxh3_u32(node.raw + node.key_table + 4 * (node.count - 1))
             return GOOD
     verdict = read_node(file, root, Shape(-1, -1), node, &raw)
@@ -303,31 +234,14 @@ cdef inline Verdict node_of(Redb* file, const Root* root, Node* node, int which)
             keep_more(file)
         kept = free_place(file, root.page)
         free(kept.raw)
+        free(kept.heads)
         kept.page, kept.raw = root.page, raw
+        take_heads(kept, node)
         memcpy(kept.checksum, root.checksum, 16)
     else:
         free(file.loose[which])
         file.loose[which] = raw
     return GOOD
-
-
-cdef inline int compare(Slice one, Slice other) noexcept nogil:
-    cdef int order = memcmp(one.at, other.at, <size_t>min(one.size, other.size))
-    return order if order != 0 else (one.size > other.size) - (one.size < other.size)
-
-
-cdef inline uint32_t position(const Node* node, Slice key) noexcept nogil:
-    """The first item whose key is not below ``key``."""
-    cdef uint32_t low = 0
-    cdef uint32_t high = node.count
-    cdef uint32_t middle
-    while low < high:
-        middle = (low + high) // 2
-        if compare(key_of(node, middle), key) < 0:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 cdef inline void rewind(Redb* file) noexcept nogil:

@@ -155,7 +155,9 @@ cdef inline int select_row(Sqlite* cache, int which, Slice key, Slice* row) noex
 
 cdef inline int begin_read(Sqlite* cache) noexcept nogil:
     """All rows until `end_read` are of one commit, if this is a database; -1 on an SQLite error."""
-    return 0 if cache.db == NULL or sqlite3_exec(cache.db, "BEGIN", NULL, NULL, NULL) == SQLITE_OK else -1
+    if cache.db == NULL or not sqlite3_get_autocommit(cache.db):
+        return 0
+    return 0 if sqlite3_exec(cache.db, "BEGIN", NULL, NULL, NULL) == SQLITE_OK else -1
 
 
 cdef inline void end_read(Sqlite* cache) noexcept nogil:

@@ -41,6 +41,11 @@ static inline uint64_t xxh3_u64(const unsigned char *at) {
     return word;
 }
 
+/* The same of a big-endian number. */
+static inline uint64_t xxh3_swapped(const unsigned char *at) {
+    return __builtin_bswap64(xxh3_u64(at));
+}
+
 static inline uint32_t xxh3_u32(const unsigned char *at) {
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
