@@ -38,9 +38,16 @@ async def clear(root: Path) -> list[str]:
 
 
 def child_of(root: Path, task: Handle, name: str) -> int:
-    """The pid of the process of a task's VM whose program's name holds ``name``."""
-    bundle = bundle_of(root, task.task_id)
-    return next(pid for pid, argv in command_lines() if name.encode() in argv[0] and bundle.id.encode() in argv)
+    """The pid of the process of a task's VM whose program's name holds ``name``: it works in the container's directory, which no other test has."""
+    work = bundle_of(root, task.task_id).dir
+    return next(pid for pid, argv in command_lines() if name.encode() in argv[0] and _works_in(pid, work))
+
+
+def _works_in(pid: int, directory: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(directory)
+    except FileNotFoundError:
+        return False
 
 
 def handle(task_id: str, data: object) -> Handle:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -73,7 +74,10 @@ class _Log:
 
 
 class Logged:
-    """A backend whose containers write to FIFOs below ``directory``; the handle's data says where, for a relay to read them."""
+    """A backend whose containers write to FIFOs below ``directory``; the handle's data says where, for a relay to read them.
+
+    Each start has a directory of its own below its container's, which a relay that comes late for the start before does not find.
+    """
 
     def __init__(self, backend: Backend, directory: Path) -> None:
         self._backend = backend
@@ -89,13 +93,13 @@ class Logged:
 
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
         self._remove(spec.id)
-        directory = self._of(spec.id)
+        directory = self._of(spec.id) / secrets.token_hex(8)
         directory.mkdir(mode=0o700, parents=True)
         out, err = (str(directory / name) for name in _OUTPUTS)
         for path in (out, err):
             os.mkfifo(path, 0o600)
             os.mkfifo(f"{path}.relay", 0o600)
-        self._open(spec.id)
+        self._open(spec.id, directory)
         try:
             data = await self._backend.start(dataclasses.replace(spec, stdout_path=out, stderr_path=err))
         except (DriverError, asyncio.CancelledError):
@@ -105,8 +109,7 @@ class Logged:
 
     async def recover(self, handle: Handle) -> None:
         await self._backend.recover(handle)
-        if handle.task_id not in self._logs:
-            self._open(handle.task_id)
+        self._take_back(handle.task_id)
 
     async def lacking_relays(self, handle: Handle) -> Sequence[str]:
         logs = self._logs.get(handle.task_id, {})
@@ -129,17 +132,20 @@ class Logged:
         for task_id in list(self._logs):
             self._close(task_id)
 
-    def _open(self, task_id: str) -> None:
-        self._logs[task_id] = {name: _Log(self._of(task_id) / name) for name in _OUTPUTS}
+    def _open(self, task_id: str, directory: Path) -> None:
+        self._logs[task_id] = {name: _Log(directory / name) for name in _OUTPUTS}
+
+    def _take_back(self, task_id: str) -> None:
+        """The logs, and their relays, may have been an agent's before this one."""
+        if task_id not in self._logs and (directory := next(self._of(task_id).glob("*/"), None)):
+            self._open(task_id, directory)
 
     def _close(self, task_id: str) -> None:
         for log in self._logs.pop(task_id, {}).values():
             log.close()
 
     async def _drained(self, task_id: str) -> None:
-        """The relays may have been an agent's before this one."""
-        if task_id not in self._logs and self._of(task_id).exists():
-            self._open(task_id)
+        self._take_back(task_id)
         await asyncio.gather(*(log.drained() for log in self._logs.get(task_id, {}).values()))
 
     def _of(self, task_id: str) -> Path:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from zlayer_driver.errors import TimedOut
+from zlayer_driver.errors import InternalError, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 
 _KILL_TIMEOUT_S = 10.0
+_SETTLE_TRIES, _SETTLE_S = 100, 0.01
 _LEAST_SHARES, _SHARES_SPAN = 2, 262_142  # what cpu.shares takes; 1 to 10,000 is what cpu.weight takes
 _COUNTING = ("cpuacct", "memory")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -143,18 +144,23 @@ async def remove(path: str) -> None:
 
 
 async def _remove_one(group: Path) -> None:
-    while not _rmdir(group):
-        await _kill(group)
+    for _ in range(_SETTLE_TRIES):
+        if _rmdir(group):
+            return
+        while _processes(group):
+            await _kill(group)
+        await asyncio.sleep(_SETTLE_S)  # who has just ended is in no list, and may still be counted
+    raise InternalError(f"control group {group} cannot be removed: it is busy, and has no process")
 
 
 def _rmdir(group: Path) -> bool:
-    """Whether the group is gone; false while it has processes."""
+    """Whether the group is gone; false while it is busy."""
     try:
         group.rmdir()
     except FileNotFoundError:
         return True
     except OSError as error:
-        if error.errno != errno.EBUSY or not _processes(group):
+        if error.errno != errno.EBUSY:
             raise
         return False
     return True
