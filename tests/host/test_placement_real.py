@@ -101,10 +101,10 @@ def test_a_batch_that_is_interrupted_and_resumed_runs_each_job_once(tmp_path: Pa
         with nomad_agent.server(tmp_path, nomad_agent.client(tmp_path, insecure_registries=[address])) as nomad:
             argv = [PLACE[0], "--state-dir", str(tmp_path / "place"), "place", "--no-caches", "--submit", str(tmp_path / "jobs.ndjson")]
             environment = {**os.environ, "NOMAD_ADDR": nomad}
-            first = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            first = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             asyncio.run(_registered(nomad, jobs // 4))
             first.send_signal(end)
-            first.wait()
+            assert (b"--resume" in first.communicate()[1]) is (end is signal.SIGINT)
             again = subprocess.run([*argv, "--resume", "--json"], env=environment, capture_output=True, check=False)
             assert again.returncode == 0, again
             assert asyncio.run(_starts(nomad)) == {f"jobs-j{number}": 1 for number in range(jobs)}

@@ -25,7 +25,8 @@ from zlayer_driver.errors import DriverError
 cdef enum:
     MANY = 1 << 16  # slots of a memo
     FEW = 1 << 12
-    BLOCK = 512  # requests that are looked up at once
+    BLOCK = 512  # requests that are looked up at once, at most
+    FIRST = 16  # and at first, when no kind is known
     SEEN = 1 << 10  # places, of which half are taken
 
 
@@ -134,11 +135,11 @@ cdef inline void note(PyObject** found, Said* said) noexcept:
         said.word[i] = word_of(found[i])
 
 
-cdef int fill(Block* block, list requests, list facts, Py_ssize_t first) except -1:
+cdef int fill(Block* block, list requests, list facts, Py_ssize_t first, int most) except -1:
     """What decides for the next requests; no words where it cannot be seen."""
     cdef PyObject* found[TEXTS]
     cdef int i
-    block.count = <int>min(BLOCK, len(requests) - first)
+    block.count = <int>min(most, len(requests) - first)
     for i in range(block.count):
         block.said[i].word[0] = 0
         if see(requests[first + i], facts[first + i], found):
@@ -217,17 +218,18 @@ cdef class _Chooser:
         cdef list found = []
         cdef Block* block = <Block*>malloc(sizeof(Block))
         cdef Py_ssize_t first = 0
-        cdef int i
+        cdef int i, most = FIRST
         if block == NULL:
             raise MemoryError
         try:
             while first < len(requests):
-                fill(block, requests, facts, first)
+                fill(block, requests, facts, first, most)
                 with nogil:
                     look_up(block, self._seen)
                 for i in range(block.count):
                     found.append(self._told[block.told[i]] if block.told[i] >= 0 else self._ask(requests[first + i], facts[first + i]))
                 first += block.count
+                most = min(2 * most, BLOCK)
         finally:
             free(block)
         return found

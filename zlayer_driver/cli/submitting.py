@@ -63,7 +63,10 @@ def submit(found: Iterable[Work | Answer], manner: Manner, *, as_json: bool) -> 
     with Journal.open(manner.journal, resume=manner.resume) as journal:
         known = journal.planned()
         works = (work for work in _good(found, bad) if work.line.id not in known)
-        outcomes, refusals = asyncio.run(_submit(works, manner, journal))
+        try:
+            outcomes, refusals = asyncio.run(_submit(works, manner, journal))
+        except KeyboardInterrupt:
+            raise click.ClickException(f"batch {manner.batch!r} was interrupted: the same command with --resume goes on with it") from None
     _told(bad)
     _show(outcomes, refusals, as_json=as_json)
     return not bad and all(outcome == COMPLETE for outcome in outcomes.values())
