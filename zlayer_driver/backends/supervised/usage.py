@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -48,22 +49,20 @@ def sample(container: Container, trees: cgroups.Trees | None = None) -> UsageSam
 async def samples(container: Container, interval_s: float = _INTERVAL_S) -> AsyncIterator[UsageSample]:
     """One at once, then one every ``interval_s``, to the container's end.
 
-    Most containers of a node are idle. One that has not run since the last sample gets a single one that says so, is not read again, and then
-    has nothing to tell until it runs, but for every tenth time.
+    A container that has not run since the last sample is not read again, but for every tenth time: most containers of a node are idle.
     """
     trees = cgroups.trees()
-    last, age, idle = sample(container, trees), 0, False
-    yield last
+    last, age, ended = sample(container, trees), 0, False
     while True:
-        await asyncio.sleep(interval_s)
-        if container.ended:
+        yield last
+        with suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await container.wait()
+                ended = True
+        if ended:
             return
         age += 1
-        was_idle, idle = idle, age < _FULL_EVERY and usage.cpu_ns(trees, container.bundle.cgroup) == last.cpu_total_ns
-        if not idle:
-            last, age = sample(container, trees), 0
-        elif was_idle:
-            continue
-        else:
+        if age < _FULL_EVERY and usage.cpu_ns(trees, container.bundle.cgroup) == last.cpu_total_ns:
             last = replace(last, at=datetime.now(UTC))
-        yield last
+        else:
+            last, age = sample(container, trees), 0
