@@ -102,7 +102,7 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
     with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
         known = lru_cache(_KEPT_FACTS)(facts)
         fleet = Fleet(fleet_nodes(options["fleet"])) if options["fleet"] else None
-        with _watched(chunks(file), file) as work:
+        with _watched(chunks(file, options["workers"]), file) as work:
             if options["submit"] or options["dry_run"]:
                 all_good = _to_nomad(config, works(work, known, fleet), getattr(file, "name", ""), as_json=as_json, **options)
             else:

@@ -17,7 +17,8 @@ from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.model import ImageFacts
 from zlayer_driver.nomad.placement import MAX_LINE_BYTES, OUTCOMES, Answer, Decider, parse_job, read_line
 
-_CHUNK_BYTES = 1 << 18  # memory for as much is used again and again; for more, the C library goes to the kernel each time
+_ALONE_BYTES = 1 << 18  # memory for as much is used again and again; for more, the C library goes to the kernel each time
+_SHARED_BYTES = 1 << 20  # between threads, what a chunk costs to hand over counts for more
 Chunk = tuple[bytes, int]
 
 
@@ -44,10 +45,10 @@ def read_facts(path: Path) -> dict[str, ImageFacts]:
     return found
 
 
-def chunks(file: BinaryIO) -> Iterator[Chunk]:
+def chunks(file: BinaryIO, workers: int = 1) -> Iterator[Chunk]:
     """Whole lines, and the number of the first; of a line that is too long, enough to tell that it is."""
-    rest, number = b"", 1
-    while piece := file.read1(_CHUNK_BYTES):  # type: ignore[attr-defined]  # every buffered binary file has it, and typeshed's BinaryIO not
+    rest, number, size = b"", 1, _ALONE_BYTES if workers == 1 else _SHARED_BYTES
+    while piece := file.read1(size):  # type: ignore[attr-defined]  # every buffered binary file has it, and typeshed's BinaryIO not
         end = piece.rfind(b"\n") + 1
         if end:
             lines = b"".join((rest, memoryview(piece)[:end]))
