@@ -343,7 +343,8 @@ cdef class JobLines:
         cdef bytes text = PyBytes_FromStringAndSize(NULL, lines.size)
         cdef char* at = PyBytes_AS_STRING(text)
         with nogil:
-            memcpy(at, lines.out, <size_t>lines.size)
+            if lines.size > 0:  # else there may be no memory yet
+                memcpy(at, lines.out, <size_t>lines.size)
         return text
 
     cdef bint _learn(self, Pass* lines) except -1:
