@@ -71,6 +71,14 @@ def server(root: Path, more: Mapping[str, Any] | None = None) -> Iterator[str]:
         finally:
             agent.terminate()
             reader.join()
+            _unmount_below(root)
+
+
+def _unmount_below(root: Path) -> None:
+    """An agent that ends keeps the directories of its allocations mounted for the next one."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for where in reversed([path for path in mounted if path.startswith(f"{root}/")]):
+        subprocess.run(["umount", where], check=True)
 
 
 async def empty(address: str, variable: str) -> None:
