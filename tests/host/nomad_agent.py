@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zlayer_driver.host import mounts
+
 
 def _ports(count: int) -> list[int]:
     """Ports that were free a moment ago."""
@@ -78,7 +80,7 @@ def _unmount_below(root: Path) -> None:
     """An agent that ends keeps the directories of its allocations mounted for the next one."""
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for where in reversed([path for path in mounted if path.startswith(f"{root}/")]):
-        subprocess.run(["umount", where], check=True)
+        mounts.unmount(Path(where))
 
 
 async def empty(address: str, variable: str) -> None:

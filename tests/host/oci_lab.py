@@ -82,10 +82,10 @@ class OneImage:
         return self.get(image)
 
     async def tag(self, source: str, target: str) -> Image:
-        raise NotImplementedError
+        raise NotImplementedError  # no test of a backend changes images
 
     async def remove(self, image: str) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
     async def remove_unused(self) -> Pruned:
         return Pruned()

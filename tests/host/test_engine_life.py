@@ -135,9 +135,8 @@ async def test_much_output_waits_for_its_reader_and_is_whole(tmp_path: Path, pul
 async def test_a_log_that_nobody_reads_hides_no_exit(tmp_path: Path, pulled: str, backend: EngineBackend) -> None:
     os.mkfifo(tmp_path / "out")
     handle = await _start(backend, _spec(tmp_path, pulled, ": >/up; while :; do echo a line that nobody reads; done"))
-    up = await backend.exec(
-        handle, ["sh", "-c", "until [ -e /up ]; do sleep 0.02; done"], timeout_s=_DEADLINE_S
-    )  # before, runc itself has the pid
+    # Before it is up, runc itself has the pid, and ends by the signal with a code of its own.
+    up = await backend.exec(handle, ["sh", "-c", "until [ -e /up ]; do sleep 0.02; done"], timeout_s=_DEADLINE_S)
     assert up.exit == Exit(0)
     async with asyncio.timeout(_DEADLINE_S):
         await backend.stop(handle, timeout_s=0, signal="SIGTERM")
