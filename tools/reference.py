@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 
-from zlayer_driver.config import Block, Duration, PluginConfig, Size, TaskConfig
+from zlayer_driver.config import Block, PluginConfig, TaskConfig
+from zlayer_driver.config_keys import Key, keys
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
 _HEAD = """\
@@ -21,7 +19,6 @@ Made by `python -m tools.reference` from the models that validate both blocks. A
 names every fault of the block at once. A *duration* is a number of seconds or text such as `"90s"` or `"1h30m"`; a *size* is a number of bytes or text
 such as `"64m"`, in binary units.
 """
-_WORDS = {Duration: "duration", Size: "size", str: "text", int: "number", float: "number", bool: "true or false", dict[str, str]: "map"}
 
 
 def reference() -> str:
@@ -31,48 +28,28 @@ def reference() -> str:
         ('Plugin block: `plugin "zlayer-driver" { config { … } }`', PluginConfig),
         ("Task block: `config { … }`", TaskConfig),
     ):
-        parts += [f"\n## {title}\n", *_tables(model, "")]
+        parts += [f"\n## {title}\n", *_tables(model, "", set())]
     return "".join(parts)
 
 
-def _tables(model: type[Block], name: str) -> Iterator[str]:
-    hints = get_type_hints(model, include_extras=True)
+def _tables(model: type[Block], name: str, shown: set[type[Block]]) -> Iterator[str]:
+    """A table of the model, then those of the blocks in it, each once."""
+    shown.add(model)
     if name:
         yield f"\n### `{name}`\n\n{textwrap.dedent(model.__doc__ or '').strip()}\n" if model.__doc__ else f"\n### `{name}`\n"
     yield "\n| key | type | default | meaning |\n|---|---|---|---|\n"
-    for key, field in model.model_fields.items():
-        yield f"| `{key}` | {_type(hints[key])} | {_default(field)} | {_cell(field.description or '')} |\n"
-    for key in model.model_fields:
-        if block := _block(hints[key]):
-            yield from _tables(block, f"{name}.{key}" if name else key)
+    for key in keys(model):
+        yield f"| `{key.name}` | {_type(key)} | {_default(key.field)} | {_cell(key.field.description or '')} |\n"
+    for key in keys(model):
+        if key.block and key.block not in shown:
+            yield from _tables(key.block, f"{name}.{key.name}" if name else key.name, shown)
 
 
-def _block(annotation: Any) -> type[Block] | None:
-    parts = (annotation, *get_args(annotation))
-    return next((part for part in parts if isinstance(part, type) and issubclass(part, Block)), None)
-
-
-def _type(annotation: Any) -> str:
-    annotation = _bare(annotation)
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if _block(annotation):
-        return "blocks" if origin is list else "block"
-    if origin is list:
-        return f"list of {_type(parts[0])}"
-    if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in parts if choice)
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return ", ".join(f"`{choice.value}`" for choice in annotation)
-    return _WORDS[annotation]
-
-
-def _bare(annotation: Any) -> Any:
-    """Without ``None`` and without validators, unless these make it a type of its own."""
-    if annotation in _WORDS:
-        return annotation
-    if get_origin(annotation) in {Union, UnionType}:
-        return _bare(next(part for part in get_args(annotation) if part is not NoneType))
-    return _bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+def _type(key: Key) -> str:
+    if key.block:
+        return "blocks" if key.many else "block"
+    kind = ", ".join(f"`{choice}`" for choice in key.choices) or key.kind
+    return f"list of {kind}" if key.many else kind
 
 
 def _default(field: FieldInfo) -> str:

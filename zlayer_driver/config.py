@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,19 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 _UNIT_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE = re.compile(r"(\d{1,15})([bkmgt]?)b?", re.ASCII)
+_SENTENCES = {  # where the validator speaks of Python's types
+    "missing": "is required",
+    "extra_forbidden": "is no known key",
+    "model_type": "one block is needed",
+    "dict_type": "a map is needed",
+    "list_type": "a list is needed",
+    "string_type": "text is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "bool_parsing": "true or false is needed",
+    "bool_type": "true or false is needed",
+}
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
@@ -74,12 +87,18 @@ def _mirrors(value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _address(value: str) -> str:
-    return str(ip_address(value))
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError("an IP address is needed") from None
 
 
 def _subnet(version: int) -> Callable[[str], str]:
     def check(value: str) -> str:
-        found = ip_network(value)
+        try:
+            found = ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"a subnet is needed ({error})") from None
         if found.version != version:
             raise ValueError(f"an IPv{version} subnet is needed")
         if found.num_addresses < 4:
@@ -359,16 +378,6 @@ def parse(model: type[Model], raw: Mapping[str, Any] | None, *, what: str) -> Mo
         raise ConfigError(f"{what} does not fit: {'; '.join(faults)}", hint="see the config reference") from error
 
 
-def single_blocks(model: type[Block]) -> dict[str, type[Block]]:
-    """The keys of a block that are blocks themselves and come at most once."""
-    return {
-        key: part
-        for key, field in model.model_fields.items()
-        for part in (field.annotation, *get_args(field.annotation))
-        if get_origin(field.annotation) is not list and isinstance(part, type) and issubclass(part, Block)
-    }
-
-
 def _without_nil(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nil(item) for key, item in value.items() if item is not None}
@@ -378,11 +387,12 @@ def _without_nil(value: Any) -> Any:
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:
-    match fault["type"]:
-        case "missing":
-            return "is required"
-        case "extra_forbidden":
-            return "is no known key"
-        case _:
-            text = str(fault["msg"]).removeprefix("Value error, ")
-            return f"{text[0].lower()}{text[1:]}, not {fault['input']!r}"
+    """What is wrong with a value, which is shown where it is a plain one: a whole block may hold secrets."""
+    kind, given = str(fault["type"]), fault["input"]
+    if kind in _SENTENCES:
+        text = _SENTENCES[kind]
+    else:
+        text = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+        text = f"{text[0].lower()}{text[1:]}"
+    shown = isinstance(given, str | int | float) and kind not in {"extra_forbidden", "model_type"}
+    return f"{text}, not {given!r}" if shown else text

@@ -45,3 +45,44 @@ def test_a_relative_state_dir_is_refused() -> None:
 def test_passwords_stay_out_of_the_repr() -> None:
     block = parse(TaskConfig, {"image": "a", "auth": {"username": "u", "password": "secret"}}, what="task")
     assert "secret" not in repr(block)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"overlay": 5}, "overlay: one block is needed"),
+        ({"fallback": "delegate"}, "fallback: a list is needed, not 'delegate'"),
+        ({"fallback": ["nowhere"]}, "fallback.0: must be 'primary', 'delegate', 'vz' or 'vz_linux', not 'nowhere'"),
+        ({"image_max_layers": "many"}, "image_max_layers: a whole number is needed, not 'many'"),
+        ({"allow_privileged": "maybe"}, "allow_privileged: true or false is needed, not 'maybe'"),
+        ({"registry_mirrors": "mirror"}, "registry_mirrors: a map is needed, not 'mirror'"),
+        ({"overlay": {"network": "10.8.0.1/16", "endpoint": "192.0.2.1"}}, "overlay.network: a subnet is needed"),
+        ({"overlay": {"network": "10.8.0.0/16", "endpoint": "host"}}, "overlay.endpoint: an IP address is needed, not 'host'"),
+    ],
+)
+def test_a_fault_is_said_in_the_words_of_the_config(config: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        parse(PluginConfig, config, what="plugin config")
+    assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"image": "a", "auth": "user:secret"},
+        {"image": "a", "auth": {"username": "u", "password": ["secret"]}},
+        {"image": "a", "auth": [{"username": "u", "password": "secret"}, {}]},
+    ],
+)
+def test_faults_show_no_secrets_of_a_task(config: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as told:
+        parse(TaskConfig, config, what="task")
+    assert "auth" in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+def test_faults_show_no_token_of_a_plugin() -> None:
+    overlay = {"network": "10.8.0.0/16", "endpoint": "192.0.2.1", "subnet": "10.8.1.0/24", "nomad": {"token": "secret"}}
+    with pytest.raises(ConfigError, match="Nomad's to say") as told:
+        parse(PluginConfig, {"overlay": overlay}, what="plugin config")
+    assert "secret" not in str(told.value)

@@ -74,6 +74,7 @@ def test_the_files_of_a_directory_count_together(tmp_path: Path) -> None:
         ("a.hcl", 'plugin "zlayer-driver" {\n  config { = }\n}', r"a\.hcl cannot be read: line 2, column 12"),
         ("a.json", "{", r"a\.json cannot be read"),
         ("a.json", "[]", "an object is needed"),
+        ("a.json", '{"plugin": {"zlayer-driver": {"config": 7}}}', "is no block"),
         ("a.hcl", 'plugin "docker" {}', 'no block plugin "zlayer-driver"'),
     ],
 )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zlayer_driver.config import Block, PluginConfig, single_blocks
+from zlayer_driver.config import Block, PluginConfig
+from zlayer_driver.config_keys import keys
 from zlayer_driver.errors import ConfigError
 
 PLUGIN = "zlayer-driver"
@@ -31,10 +32,16 @@ def read(path: Path) -> AgentConfig:
         agent = _parsed(file)
         plugin_dir = str(agent.get("plugin_dir") or plugin_dir)
         for block in _labelled(agent.get("plugin"), PLUGIN):
-            found = fold(PluginConfig, _one(block.get("config")) or {})
+            found = _config(file, _one(block.get("config")) or {})
     if found is None:
         raise ConfigError(f'{path} has no block plugin "{PLUGIN}"', hint="`zlayer-driver install` prints one")
     return AgentConfig(plugin_dir, found)
+
+
+def _config(file: Path, block: object) -> dict[str, Any]:
+    if not isinstance(block, Mapping):
+        raise ConfigError(f'{file}: config of plugin "{PLUGIN}" is no block', hint="`zlayer-driver install` prints one")
+    return fold(PluginConfig, block)
 
 
 def _files(path: Path) -> list[Path]:
@@ -69,7 +76,7 @@ def parse_hcl(text: str) -> dict[str, Any]:
 
 def fold(model: type[Block], values: Mapping[str, Any]) -> dict[str, Any]:
     """A block's values with each inner block that comes at most once as a map, which HCL gives as a list of one."""
-    inner = single_blocks(model)
+    inner = {key.name: key.block for key in keys(model) if key.block and not key.many}
     return {
         key: fold(inner[key], found) if key in inner and isinstance(found := _one(value), Mapping) else value
         for key, value in values.items()
