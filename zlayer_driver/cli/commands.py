@@ -65,6 +65,7 @@ def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
     """Say what the local caches know of IMAGE, and where it would run. Never asks a registry."""
 
     async def work(node: Node) -> dict[str, Any]:
+        fastpath.parse(image)  # so that a text that is no reference is said to be none
         canonical = fastpath.canonical(image)
         facts = node.image_facts(canonical)
         record: dict[str, Any] = {"image": canonical, "os": facts.os, "marker": facts.marker, "isolation": facts.isolation}

@@ -30,7 +30,7 @@ _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--auth-file",
     envvar="REGISTRY_AUTH_FILE",
-    type=click.Path(dir_okay=False, resolve_path=True),
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     metavar="FILE",
     help="Docker config.json with credentials for registries.",
 )
@@ -142,8 +142,7 @@ def umount(config: PluginConfig, directory: Path, as_json: bool) -> None:
     """Undo a mount of an image at DIR. Needs root."""
 
     async def work(node: Node) -> dict[str, Any]:
-        await asyncio.to_thread(unmount_image, node.store, directory)
-        return {"unmounted": directory}
+        return {"unmounted": directory if await asyncio.to_thread(unmount_image, node.store, directory) else None}
 
     show_record(on_node(config, work), as_json=as_json)
 

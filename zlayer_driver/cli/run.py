@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,16 @@ _STOP_TIMEOUT_S = 10.0
 Sink = Callable[[bytes], object]
 
 
+def _pairs(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    for pair in given:
+        if pair.find("=") < 1:
+            raise click.BadParameter(f"{pair!r} is not of the form NAME=VALUE.")
+    return dict(pair.split("=", 1) for pair in given)
+
+
 @click.command()
 @click.option("--target", type=click.Choice([*_RUNTIME]), help="Run it there, instead of where the rules say.")
-@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set an environment variable; may be given again.")
+@click.option("-e", "--env", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="Set an environment variable; may be given again.")
 @click.option("-u", "--user", default="", help="User in the container: a name, uid, or uid:gid.")
 @click.option("--memory", type=click.IntRange(min=4), metavar="MIB", help="Memory limit.")
 @click.argument("image")
@@ -57,14 +64,13 @@ def run(config: PluginConfig, /, image: str, argv: Sequence[str], as_json: bool,
     raise click.exceptions.Exit(exit_.code if exit_.code >= 0 else 1)
 
 
-def _request(image: str, argv: Sequence[str], *, target: str | None, env: Sequence[str], user: str, memory: int | None) -> TaskRequest:
+def _request(image: str, argv: Sequence[str], *, target: str | None, env: Mapping[str, str], user: str, memory: int | None) -> TaskRequest:
     config: dict[str, Any] = {"image": image, "runtime": _RUNTIME[target] if target else None}
     if argv:
         config |= {"command": argv[0], "args": list(argv[1:])}
     name = fastpath.canonical(image).rpartition("/")[2].partition(":")[0].partition("@")[0]
-    pairs = dict(item.partition("=")[::2] for item in env)
     resources = Resources(memory_bytes=memory << 20 if memory else 0)
-    return TaskRequest(id=f"cli/{name}/{secrets.token_hex(4)}", name=name, config=config, env=pairs, user=user, resources=resources)
+    return TaskRequest(id=f"cli/{name}/{secrets.token_hex(4)}", name=name, config=config, env=env, user=user, resources=resources)
 
 
 async def _run(config: PluginConfig, request: TaskRequest, sinks: tuple[Sink, Sink]) -> tuple[Target, Exit]:

@@ -43,7 +43,7 @@ def batch_name(given: str | None, file: str) -> str:
     """The batch's name: what was given, else that of its file."""
     name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise click.UsageError(f"{name!r} does not do as the name of a batch; give one with --batch")
+        raise click.UsageError(f"{name!r} is no name for a batch: give one by --batch, of at most 64 letters, digits, '.', '_' and '-'")
     return name
 
 

@@ -22,6 +22,8 @@ _HELPER = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _HELPER_TIMEOUT_S = 30.0
 _MAX_BYTES = 1 << 20
 _DOCKER_HUB = "https://index.docker.io/v1/"  # the key of docker.io
+_MAKE = "log in again by `docker login` or `podman login`"
+_MEND = "install it, or correct credsStore or credHelpers"
 IDENTITY = "<token>"  # the user name that marks a password as an identity token, in helpers' answers and in `Auth` here
 
 
@@ -49,7 +51,7 @@ class AuthFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"cannot read credentials in {str(self._path)!r}: {error}") from error
+            raise ConfigError(f"cannot read credentials in {str(self._path)!r}: {error}", hint=_MAKE) from error
         return document if isinstance(document, dict) else {}
 
     def _inline(self, entry: Mapping[str, Any], registry: str) -> Auth | None:
@@ -61,25 +63,25 @@ class AuthFile:
         try:
             user, colon, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
         except (binascii.Error, ValueError, TypeError) as error:
-            raise ConfigError(f"the credentials for {registry} in {str(self._path)!r} are damaged") from error
+            raise ConfigError(f"the credentials for {registry} in {str(self._path)!r} are damaged", hint=_MAKE) from error
         return Auth(user, password.rstrip("\0")) if colon else None
 
     async def _ask(self, helper: str, key: str) -> Auth | None:
         """What a helper has; a helper that ends badly has nothing for this registry."""
         if not _HELPER.fullmatch(helper):
-            raise ConfigError(f"{helper!r} in {str(self._path)!r} is no name of a credential helper")
+            raise ConfigError(f"{helper!r} in {str(self._path)!r} is no name of a credential helper", hint=_MEND)
         program = f"docker-credential-{helper}"
         try:
             child = await asyncio.create_subprocess_exec(
                 program, "get", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
             )
         except FileNotFoundError as error:
-            raise ConfigError(f"{program} is not installed, and {str(self._path)!r} names it") from error
+            raise ConfigError(f"{program} is not installed, and {str(self._path)!r} names it", hint=_MEND) from error
         try:
             async with asyncio.timeout(_HELPER_TIMEOUT_S):
                 answer, _ = await child.communicate(key.encode())
         except TimeoutError as error:
-            raise ConfigError(f"{program} took longer than {_HELPER_TIMEOUT_S:g} s") from error
+            raise ConfigError(f"{program} took longer than {_HELPER_TIMEOUT_S:g} s", hint="see whether it waits for a terminal") from error
         finally:
             if child.returncode is None:
                 child.kill()

@@ -35,6 +35,7 @@ _LONGEST_WAIT_S = 30.0  # that a Retry-After may ask for
 _REDIRECTS = 5
 _TURNS = 3  # of one request: to find that the server speaks HTTPS, to be asked for a token, to be answered
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TLS = "if it speaks plain HTTP, list it in insecure_registries; if its certificate is not the system's to trust, set registry_ca_file"
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 
 
@@ -212,7 +213,8 @@ class Repository:
 
     async def _wait(self, error: Transient, failures: int) -> None:
         if failures >= (_ATTEMPTS if self._answered else _ATTEMPTS_AT_FIRST):
-            raise PullFailed(self._image, f"{error} ({failures} attempts)", recoverable=True) from error
+            hint = _TLS if "SSL" in str(error) else "see that the registry is up, and that this node reaches it"
+            raise PullFailed(self._image, f"{error} ({failures} attempts)", hint=hint, recoverable=True) from error
         await self._client.sleep(error.wait_s or _BACKOFF_S * 2 ** (failures - 1))
 
     @asynccontextmanager

@@ -159,7 +159,8 @@ class Reader:
         if block == _ZERO:
             return None
         if not _checksum_fits(block):
-            raise Malformed(f"archive has a damaged header at byte {self._source.position - BLOCK}")
+            at = self._source.position - BLOCK
+            raise Malformed(f"archive has a damaged header at byte {at}" if at else "it is no tar archive, or its first header is damaged")
         return block
 
     def _extend(self, kind: bytes, header: bytes, extended: _Extended) -> None:
@@ -308,7 +309,10 @@ def _checksum_fits(block: bytes) -> bool:
 
     Half of an Adler-32 is such a sum, plus one and modulo its base, and ten times as fast as `sum`.
     """
-    said = _number(block[148:156])
+    try:
+        said = _number(block[148:156])
+    except Malformed:
+        return False
     rest = block[:148] + block[156:]
     plain = (zlib.adler32(rest) & 0xFFFF) - 1 + 8 * 0x20
     return (said - plain) % _ADLER_BASE == 0 or said == sum(rest) + 8 * 0x20 - 256 * sum(byte > 0x7F for byte in rest)

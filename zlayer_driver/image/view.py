@@ -30,16 +30,17 @@ def mount_image(store: ImageStore, image: str, directory: Path) -> Path:
     return target
 
 
-def unmount_image(store: ImageStore, directory: Path) -> None:
-    """Undoes `mount_image`; the directory stays. Nothing mounted there is fine, something else than an image is `ConfigError`."""
+def unmount_image(store: ImageStore, directory: Path) -> bool:
+    """Undoes `mount_image`; the directory stays. False where nothing was mounted; something else than an image is `ConfigError`."""
     with _told(directory):
         target = directory.resolve()
         there = mounts.overlay_at(target)
         if there is None and not target.is_mount():
-            return
+            return False
         if there is None or not _is_all(there, store.shown(there)):
             raise ConfigError(f"what is mounted at {str(directory)!r} is no image of this state directory", hint="use umount(8)")
         mounts.unmount(target)
+        return True
 
 
 def _is_all(there: mounts.Overlay, shown: Sequence[Path]) -> bool:

@@ -30,7 +30,11 @@ _WAIT_S = 60  # how long a blocking query may wait; Nomad adds up to a sixteenth
 _PER_PAGE = 500
 _TRANSIENT = frozenset({429, 502, 503, 504})
 _TRANSIENT_TEXTS = ("No cluster leader", "No path to region", "rpc error", "raft", "EOF", "connection refused")  # 500 is also Nomad's «no»
-_HINTS = {401: "is NOMAD_TOKEN set and valid?", 403: "does the token of NOMAD_TOKEN allow this in the namespace?", 404: ""}
+_HINTS = {
+    401: "is NOMAD_TOKEN set and valid?",
+    403: "does the token of NOMAD_TOKEN allow this in the namespace?",
+    404: "is it there, and NOMAD_ADDR right?",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class Access:
 
         address = value("ADDR") or _ADDRESS
         if not address.startswith(("http://", "https://", "unix://")):
-            raise ConfigError(f"NOMAD_ADDR={address!r} is no http, https or unix URL")
+            raise ConfigError(f"NOMAD_ADDR={address!r} is no http, https or unix URL", hint=f"set it to such as {_ADDRESS}")
         return cls(
             address=address,
             token=value("TOKEN"),

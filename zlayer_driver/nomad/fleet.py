@@ -16,6 +16,7 @@ from zlayer_driver.nomad.client import Nomad, in_parallel
 
 _DRIVER = "zlayer"
 _TARGET = "driver.zlayer.target."
+_GIVE = "give what /v1/nodes or /v1/node/ID answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class FleetNode:
     why_not: str = ""
 
 
-def parse_node(node: Mapping[str, Any]) -> FleetNode:
+def parse_node(node: Mapping[str, Any], where: str = "the answer") -> FleetNode:
     """A node of Nomad's ``/v1/nodes`` or ``/v1/node/ID``; only the latter tells all attributes."""
     try:
         driver = (node.get("Drivers") or {}).get(_DRIVER) or {}
@@ -49,7 +50,7 @@ def parse_node(node: Mapping[str, Any]) -> FleetNode:
             why_not=_why_not(node, driver),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"this is no node as Nomad describes one: {error!r}", hint="give what /v1/nodes or /v1/node/ID answer") from error
+        raise ConfigError(f"{where} has what is no node as Nomad describes one: {error!r}", hint=_GIVE) from error
 
 
 def _shape(attributes: Mapping[str, Any]) -> NodeShape | None:
@@ -80,8 +81,8 @@ def read_fleet(path: Path) -> list[FleetNode]:
         text = path.read_text("utf-8")
         found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    return [parse_node(node) for node in found]
+        raise ConfigError(f"{path} is no JSON: {error}", hint=_GIVE) from error
+    return [parse_node(node, str(path)) for node in found]
 
 
 async def ask_fleet(nomad: Nomad) -> list[FleetNode]:

@@ -121,7 +121,7 @@ def read_line(line: bytes) -> dict[str, Any]:
 def parse_job(model: type[Job], document: dict[str, Any]) -> Job:
     """The job that a line describes; keys that ``model`` does not know are left out before anything looks at them."""
     try:
-        return parse(model, {key: document[key] for key in model.model_fields if key in document}, what="the job")
+        return parse(model, {key: document[key] for key in model.model_fields if key in document}, what="the line")
     except ConfigError as error:
         raise InvalidSpec(error.message) from None
     except RecursionError:
