@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,19 @@ async def test_a_kernel_that_tells_keeps_exit_and_signal_apart(root: Path, image
 async def test_out_of_memory(root: Path, images: OneImage) -> None:
     limits = Resources(memory_bytes=32 << 20)
     assert await run(root, images, "exec dd if=/dev/zero of=/dev/null bs=128M count=1", resources=limits) == Exit(137, 9, oom_killed=True)
+
+
+async def test_nothing_is_kept_in_memory_by_the_name_of_a_container(root: Path, images: OneImage) -> None:
+    """Objects can be counted; the bytes of a heap tell little. The first lives fill what is filled once."""
+
+    async def life(name: str) -> int:
+        oci = backend(root, images)
+        await oci.destroy(handle(name, await oci.start(shell(name, "exit 0"))))
+        gc.collect()
+        return sum(isinstance(thing, re.Pattern) for thing in gc.get_objects())
+
+    counts = [await life(f"life-{number}") for number in range(5)]
+    assert counts[2:] == [counts[2]] * 3
 
 
 async def test_output_is_whole_and_apart(root: Path, images: OneImage, tmp_path: Path) -> None:

@@ -36,8 +36,12 @@ async def _remove(bundle: Bundle) -> None:
 
 
 def _states(bundle: Bundle) -> list[Path]:
-    """What runtimes keep of it: a directory, or files of one sandbox with one container, as gVisor names them."""
-    return [path for name in (bundle.id, f"{bundle.id}_sandbox:{bundle.id}.*") for path in (bundle.root / "rt").glob(f"*/{name}")]
+    """What runtimes keep of it: a directory, or files of one sandbox with one container, as gVisor names them.
+
+    No pattern has its name: `re` keeps each that it has compiled, and no two containers are named alike.
+    """
+    sandbox = f"{bundle.id}_sandbox:{bundle.id}."
+    return [path for path in (bundle.root / "rt").glob("*/*") if path.name == bundle.id or path.name.startswith(sandbox)]
 
 
 STEPS = (DIRECTORY, replace(SUPERVISOR, do=_hold), ROOTFS, CONFIG, replace(CONTAINER, do=_create, undo=_remove), RUN)
