@@ -66,6 +66,7 @@ from zlayer_driver.model import (
 )
 from zlayer_driver.readings import ExecOptions, LogChunk, LogOptions, OverlayKind, Pruned, UsageSample
 from zlayer_driver.snapshot import U64_MAX, line_count, log_chunks, usage_samples
+from zlayer_driver.waiting import to_its_end
 
 OnFallback = Callable[[TaskSpec, Target, Target, DriverError], None]
 P = ParamSpec("P")
@@ -131,7 +132,7 @@ class Composite:
         if (record := self._records.get(task_id)) and record.target is target:
             return
         try:
-            await _to_its_end(self._backends[target].destroy(self._by_id(task_id, target)))
+            await to_its_end(self._backends[target].destroy(self._by_id(task_id, target)))
         except DriverError as error:
             _log.warning("what a cancelled start of %r made on %s could not be removed: %s", task_id, target, error)
 
@@ -149,7 +150,7 @@ class Composite:
         async with self._lock(task_id):
             handle = self._record(task_id)
             try:
-                await _to_its_end(self._backends[handle.target].destroy(handle))
+                await to_its_end(self._backends[handle.target].destroy(handle))
             finally:
                 del self._records[task_id]
 
@@ -157,7 +158,7 @@ class Composite:
         """Removes, on every target, what an earlier process may have left under an id that has no record."""
         async with self._lock(task_id):
             for target, backend in self._backends.items():
-                await _to_its_end(backend.destroy(self._by_id(task_id, target)))
+                await to_its_end(backend.destroy(self._by_id(task_id, target)))
 
     def owner(self, task_id: str) -> Target:
         """The target that has the container."""
@@ -367,22 +368,6 @@ class Composite:
 
     def _lock(self, task_id: str) -> asyncio.Lock:
         return self._locks.setdefault(task_id, asyncio.Lock())
-
-
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """The result of ``work``, which goes on to its end however often the caller is cancelled; the cancellation follows then."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled() and (failure := task.exception()):
-        _log.warning("failed while its caller was cancelled: %s", failure)
-    raise cancelled
 
 
 def _weightier(told: DriverError, error: DriverError) -> DriverError:

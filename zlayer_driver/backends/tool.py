@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from zlayer_driver.host.commands import Completed
 from zlayer_driver.host.processes import capture
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, TaskSpec, TaskState
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
+from zlayer_driver.waiting import to_its_end
 
 _log = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 60.0
@@ -144,7 +145,7 @@ class ToolBackend(ABC):
             job = self._jobs[spec.id] = await Job.launch(bundle, await self._make(spec, bundle), spec)
             await self._begun(spec, job)
         except BaseException:
-            await _to_its_end(self._remove(spec.id, bundle))
+            await to_its_end(self._remove(spec.id, bundle))
             raise
         return job
 
@@ -298,14 +299,3 @@ async def ended_within(job: Job, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _to_its_end(work: Awaitable[None]) -> None:
-    """A cancelled caller waits for the end of what it has begun."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            continue
-    task.result()

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from zlayer_driver.errors import ConfigError, PullFailed
 from zlayer_driver.image.bodies import STALL_S, Transient, pieces_from
 from zlayer_driver.image.values import Limits, Malformed
-from zlayer_driver.image.waiting import in_thread
+from zlayer_driver.waiting import in_thread
 
 if TYPE_CHECKING:
     import httpx2

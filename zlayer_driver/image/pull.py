@@ -18,8 +18,8 @@ from zlayer_driver.image.manifest import COMPRESSION, choose, host_arch, host_va
 from zlayer_driver.image.stream import Bridge, ahead, digest_of, hashed, inflated, verified
 from zlayer_driver.image.unpack import Unpacked, unpack
 from zlayer_driver.image.values import Descriptor, ImageConfig, Index, Limits, LowerNeeded, Malformed, Manifest, Source
-from zlayer_driver.image.waiting import in_thread, until_done
 from zlayer_driver.model import PullProgress, Report
+from zlayer_driver.waiting import in_thread, until_done
 
 T = TypeVar("T")
 _Made = tuple[Path, Unpacked]

@@ -31,7 +31,7 @@ from zlayer_driver.image.files import Directory, Extent, Files, OneFile, TarFile
 from zlayer_driver.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, host_arch, parse_config, parse_manifest
 from zlayer_driver.image.stream import digest_of, inflated
 from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed, Source
-from zlayer_driver.image.waiting import in_thread
+from zlayer_driver.waiting import in_thread
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"

@@ -27,9 +27,9 @@ from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
 from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest, Source
-from zlayer_driver.image.waiting import in_thread
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import Pruned
+from zlayer_driver.waiting import in_thread
 
 __all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
 

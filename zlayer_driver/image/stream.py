@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from zlayer_driver.image.values import MIB, Descriptor, Limits, Malformed
-from zlayer_driver.image.waiting import until_done
+from zlayer_driver.waiting import until_done
 
 PIECE = 2 * MIB  # largest piece that inflating gives: large enough that its threads seldom meet
 _SLICE = 512 * 1024  # bytes given to an inflater at once

@@ -6,7 +6,6 @@ killed at any moment, has left.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import json
@@ -23,6 +22,7 @@ from zlayer_driver.backends.supervised.runtime import Runtime
 from zlayer_driver.errors import InternalError
 from zlayer_driver.image.values import Image
 from zlayer_driver.model import TaskSpec
+from zlayer_driver.waiting import to_its_end
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ async def make_container(making: Making, steps: tuple[Step, ...]) -> Container:
     async with AsyncExitStack() as undo:
         undo.callback(making.close)
         for step in steps:
-            undo.push_async_callback(_uninterrupted, step.undo, making.bundle)
+            undo.push_async_callback(_undo, step, making.bundle)
             await step.do(making)
         if making.container is None:
             raise InternalError("the steps of a start made no container")
@@ -90,17 +90,8 @@ async def make_container(making: Making, steps: tuple[Step, ...]) -> Container:
 async def remove(bundle: Bundle, steps: tuple[Step, ...]) -> None:
     """Undoes every step. The caller holds the bundle's lock. Goes on where an earlier removal was interrupted."""
     for step in reversed(steps):
-        await _uninterrupted(step.undo, bundle)
+        await _undo(step, bundle)
 
 
-async def _uninterrupted(undo: Callable[[Bundle], Coroutine[Any, Any, None]], bundle: Bundle) -> None:
-    """A cancelled caller waits for the end of what it has begun, and is cancelled then."""
-    task = asyncio.ensure_future(undo(bundle))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled:
-        raise cancelled
+async def _undo(step: Step, bundle: Bundle) -> None:
+    await to_its_end(step.undo(bundle))
