@@ -1,4 +1,4 @@
-"""The backends of Windows nodes import where there is no POSIX, as does all that they stand on."""
+"""What a Windows node has of its own imports where there is no POSIX: its backends, choice and admission, and all that they stand on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_DIRECTORY", "fork", "gete
 """
 
 
-@pytest.mark.parametrize("module", ["hcs", "hcs_logs", "wsl2"])
-def test_backend_imports_without_posix(module: str) -> None:
-    script = f"{_WINDOWS}\nimport zlayer_driver.backends.{module}"
+@pytest.mark.parametrize("module", ["backends.hcs", "backends.hcs_logs", "backends.wsl2", "admission", "composite", "tasks"])
+def test_module_imports_without_posix(module: str) -> None:
+    script = f"{_WINDOWS}\nimport zlayer_driver.{module}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
