@@ -14,7 +14,8 @@ from tests.doubles.images import Built, archive, directory, image, member, symli
 from tests.host.oci_lab import RUNTIME, clear, remains
 from zlayer_driver import contract
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import GVISOR, Runtimes
+from zlayer_driver.backends.oci_runtime import GVISOR
+from zlayer_driver.backends.oci_runtimes import Runtimes
 from zlayer_driver.contract import Backend
 from zlayer_driver.errors import Unsupported
 from zlayer_driver.host import signals

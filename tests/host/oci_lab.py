@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import Runtimes
+from zlayer_driver.backends.oci_runtimes import Runtimes
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.supervised.bundle import Bundle, container_id
 from zlayer_driver.backends.supervised.making import Step, remove

@@ -11,7 +11,7 @@ import pytest
 
 from tests.host.oci_lab import OneImage
 from zlayer_driver.backends.oci import OciBackend
-from zlayer_driver.backends.oci_runtime import Runtimes
+from zlayer_driver.backends.oci_runtimes import Runtimes
 from zlayer_driver.backends.supervised.runtime import command_fault
 from zlayer_driver.errors import ConfigError, Unsupported
 from zlayer_driver.host import cgroups
@@ -65,7 +65,7 @@ async def test_one_that_is_not_there_is_named() -> None:
 
 
 async def test_a_node_without_any_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zlayer_driver.backends.oci_runtime.PREFERRED", ("no-such", "nor-such"))
+    monkeypatch.setattr("zlayer_driver.backends.oci_runtimes.PREFERRED", ("no-such", "nor-such"))
     with pytest.raises(Unsupported, match=r"no-such is not installed; nor-such is not installed"):
         await Runtimes().select()
 

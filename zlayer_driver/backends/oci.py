@@ -9,7 +9,8 @@ from pathlib import Path
 
 from zlayer_driver.backends import Context
 from zlayer_driver.backends.oci_exec import Exec, execute, stream
-from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime, Runtimes
+from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
+from zlayer_driver.backends.oci_runtimes import Runtimes
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.stored_images import Images
 from zlayer_driver.backends.supervised.backend import Supervised

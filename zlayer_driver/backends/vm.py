@@ -15,8 +15,10 @@ from zlayer_driver.backends.supervised.backend import Supervised
 from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.making import Step
 from zlayer_driver.backends.supervised.users import resolve
+from zlayer_driver.backends.vm_disk import disk_of
 from zlayer_driver.backends.vm_machine import Machines, check
-from zlayer_driver.backends.vm_steps import VM_STEPS, VmRuntime, disk_of, limit
+from zlayer_driver.backends.vm_runtime import VmRuntime
+from zlayer_driver.backends.vm_steps import VM_STEPS, limit
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.errors import InvalidSpec, NotFound, Unsupported
 from zlayer_driver.guest.frames import Kind, fields

@@ -11,7 +11,8 @@ import shutil
 import stat
 import subprocess
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,6 @@ _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ELF = b"\x7fELF"
 _ARCHITECTURE = "x86_64"
 _LIMIT = 1 << 28
-# The compressed kernel inside a bzImage, by its magic number; the boot protocol of the kernel's Documentation/x86 names no format.
-_LZ4, _GZIP, _XZ, _ZSTD = b"\x02\x21\x4c\x18", b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +98,28 @@ def elf_kernel(image: bytes) -> bytes:
     """The ELF file in a bzImage."""
     if image.startswith(_ELF):
         return image
-    for magic in (_LZ4, _GZIP, _XZ, _ZSTD):
+    for magic, decompress in _DECOMPRESSORS.items():
         at = image.find(magic)
         while at >= 0:
-            if (kernel := _decompressed(magic, image[at:])).startswith(_ELF):
-                return kernel
+            with suppress(OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError):  # bytes that only look like the magic number
+                if (kernel := decompress(image[at:])).startswith(_ELF):
+                    return kernel
             at = image.find(magic, at + 1)
     raise Unsupported("the kernel for guests is compressed in a way that is not known here", hint="use a distribution's own kernel")
 
 
-def _decompressed(magic: bytes, data: bytes) -> bytes:
-    """What of ``data`` can be decompressed: a payload in a bzImage is followed by other bytes."""
-    try:
-        match magic:
-            case b"\x02\x21\x4c\x18":
-                return subprocess.run(["lz4", "-d", "-c"], input=data, capture_output=True, check=False).stdout
-            case b"\x1f\x8b\x08":
-                return zlib.decompressobj(31).decompress(data, _LIMIT)
-            case b"\xfd7zXZ\x00":
-                return lzma.LZMADecompressor().decompress(data, _LIMIT)
-            case _:
-                return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError):
-        return b""
+def _lz4(data: bytes) -> bytes:
+    return subprocess.run(["lz4", "-d", "-c"], input=data, capture_output=True, check=False).stdout
+
+
+# The compressed kernel inside a bzImage, by its magic number; the boot protocol of the kernel's Documentation/x86 names no format.
+# Each takes what can be decompressed: the payload is followed by other bytes.
+_DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\x02\x21\x4c\x18": _lz4,
+    b"\x1f\x8b\x08": lambda data: zlib.decompressobj(31).decompress(data, _LIMIT),
+    b"\xfd7zXZ\x00": lambda data: lzma.LZMADecompressor().decompress(data, _LIMIT),
+    b"\x28\xb5\x2f\xfd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+}
 
 
 def initramfs(modules: Path) -> bytes:

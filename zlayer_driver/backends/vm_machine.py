@@ -155,7 +155,6 @@ async def _best_kind() -> str:
 
 
 def _reaches_agent(machine: Machine) -> bool:
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         argv = machine.command("probe", disk=Path("/dev/null"), memory_bytes=128 * _MIB, cpus=1, shares=False)

@@ -45,7 +45,7 @@ _WSL: Final = "wsl.exe"
 PROGRAM: Final = "/usr/local/bin/zlayer-driver"
 _LIST_TIMEOUT_S: Final = 60.0
 # One for each FIFO, by the lock on it, and a single process, so that it is there whole or not at all. It says when it has the FIFO (see
-# `wsl2_agent`), whose opening never waits for a writer, as it would by itself, and ends with the FIFO's last writer.
+# `wsl2_logs`), whose opening never waits for a writer, as it would by itself, and ends with the FIFO's last writer.
 _RELAY: Final = 'cd "$0" && exec 7<>"$1" 3<"$1" 7>&- && flock -n 3 || exit 0; exec 5<>"$1.relay"; echo >&5; exec cat <&3'
 _NOT_FOR_THE_DISTRO: Final = {"state_dir", "caches", "overlay", "fallback"}
 _HINT: Final = "wsl --import zlayer <directory> <root file system>.tar --version 2, and install zlayer-driver in it"

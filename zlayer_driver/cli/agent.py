@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from zlayer_driver import __version__
-from zlayer_driver.backends.wsl2_agent import Logged, serve
+from zlayer_driver.backends.wsl2_agent import serve
+from zlayer_driver.backends.wsl2_logs import Logged
 from zlayer_driver.backends.wsl2_wire import LINE_BYTES, pack
 from zlayer_driver.config import PluginConfig, parse
 from zlayer_driver.model import Target
