@@ -23,19 +23,7 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 _UNIT_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE = re.compile(r"(\d{1,15})([bkmgt]?)b?", re.ASCII)
-_SENTENCES = {  # where the validator speaks of Python's types
-    "missing": "is required",
-    "extra_forbidden": "is no known key",
-    "model_type": "one block is needed",
-    "dict_type": "a map is needed",
-    "list_type": "a list is needed",
-    "string_type": "text is needed",
-    "int_parsing": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "int_type": "a whole number is needed",
-    "bool_parsing": "true or false is needed",
-    "bool_type": "true or false is needed",
-}
+_NEEDED = {"model": "one block", "dict": "a map", "list": "a list", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
@@ -79,10 +67,16 @@ def _absolute_if_any(value: str) -> str:
     return _absolute(value) if value else value
 
 
+def _registry(value: str) -> str:
+    if not value.strip() or "/" in value:
+        raise ValueError(f"{value!r} is no registry: name it as host[:port]")
+    return value
+
+
 def _mirrors(value: Mapping[str, str]) -> Mapping[str, str]:
     for registry, hosts in value.items():
-        if not all(host.strip() and "/" not in host for host in (registry, *hosts.split(","))):
-            raise ValueError("each registry needs its mirrors as host[:port], with commas between")
+        for host in (registry, *hosts.split(",")):
+            _registry(host)
     return value
 
 
@@ -254,7 +248,7 @@ class PluginConfig(Block):
     )
     fallback: list[Target] = Field([], description="Targets to try, in order, when a container cannot be created on the chosen one")
     caches: list[str] = Field([], description="Further blob caches (SQLite or redb files) to ask for an image's facts, in order")
-    insecure_registries: list[str] = Field(
+    insecure_registries: list[Annotated[str, AfterValidator(_registry)]] = Field(
         [], description="Registries (host or host:port) to speak plain HTTP with; loopback addresses always may"
     )
     registry_auth_file: OptionalPath = Field(
@@ -389,10 +383,13 @@ def _without_nil(value: Any) -> Any:
 def _sentence(fault: Mapping[str, Any]) -> str:
     """What is wrong with a value, which is shown where it is a plain one: a whole block may hold secrets."""
     kind, given = str(fault["type"]), fault["input"]
-    if kind in _SENTENCES:
-        text = _SENTENCES[kind]
+    if kind == "missing":
+        return "is required"
+    if kind == "extra_forbidden":
+        return "is no known key"
+    if needed := _NEEDED.get(kind.partition("_")[0]):
+        text = f"{needed} is needed"
     else:
         text = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "must")
-        text = f"{text[0].lower()}{text[1:]}"
-    shown = isinstance(given, str | int | float) and kind not in {"extra_forbidden", "model_type"}
-    return f"{text}, not {given!r}" if shown else text
+    shown = isinstance(given, str | int | float) and kind != "model_type" and repr(given) not in text
+    return f"{text[0].lower()}{text[1:]}, not {given!r}" if shown else text

@@ -117,3 +117,25 @@ def test_nomads_launch_pays_for_no_command_line() -> None:
     script = "import sys; import zlayer_driver.cli.main, zlayer_driver.cli.serve; print([m for m in ('click', 'rich', 'pyroute2', 'httpx2') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["run", "-e", "=x", "alpine"], 2, "'=x' is not of the form NAME=VALUE"),
+        (["run", "-e", "NAME", "alpine"], 2, "'NAME' is not of the form NAME=VALUE"),
+        (["inspect", "two words"], 1, "'two words' is no image reference"),
+        (["pull", "--auth-file", "/nowhere", "alpine"], 2, "'/nowhere' does not exist"),
+        (["pull", "tarball:/etc/passwd"], 1, "no tar archive"),
+        (["place", "--submit", "--batch", "a/b", "-"], 2, "'a/b' is no name for a batch"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_said_so(runner: CliRunner, tmp_path: Path, argv: list[str], code: int, says: str) -> None:
+    assert _invoke(runner, tmp_path, *argv)[0] == code
+    assert says in _invoke(runner, tmp_path, *argv)[2]
+
+
+def test_a_state_directory_that_cannot_be_made(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = _invoke(runner, tmp_path / "file" / "state", "images")
+    assert (code, err) == (1, f"zlayer-driver: {tmp_path}/file/state/images: Not a directory\n")

@@ -56,13 +56,15 @@ def test_passwords_stay_out_of_the_repr() -> None:
         ({"image_max_layers": "many"}, "image_max_layers: a whole number is needed, not 'many'"),
         ({"allow_privileged": "maybe"}, "allow_privileged: true or false is needed, not 'maybe'"),
         ({"registry_mirrors": "mirror"}, "registry_mirrors: a map is needed, not 'mirror'"),
+        ({"registry_mirrors": {"docker.io": "http://mirror"}}, "registry_mirrors: 'http://mirror' is no registry"),
+        ({"insecure_registries": ["http://local"]}, "insecure_registries.0: 'http://local' is no registry: name it as host[:port];"),
         ({"overlay": {"network": "10.8.0.1/16", "endpoint": "192.0.2.1"}}, "overlay.network: a subnet is needed"),
         ({"overlay": {"network": "10.8.0.0/16", "endpoint": "host"}}, "overlay.endpoint: an IP address is needed, not 'host'"),
     ],
 )
 def test_a_fault_is_said_in_the_words_of_the_config(config: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError) as told:
-        parse(PluginConfig, config, what="plugin config")
+        parse(PluginConfig, {**config, "unknown": 1}, what="plugin config")
     assert says in str(told.value)
 
 

@@ -106,11 +106,26 @@ def test_what_is_fine_is_not_amiss(tmp_path: Path) -> None:
         ("caches", ["/nowhere/blobs"], "cache /nowhere/blobs", "correct the path"),
         ("registry_auth_file", "/nowhere/config.json", "registry_auth_file", "docker login"),
         ("registry_ca_file", "/dev/null", "registry_ca_file", "PEM"),
+        ("allow_caps", ["net_admn"], "allow_caps net_admn", "no capability"),
+        ("image_gc_keep", ["Busy Box"], "image_gc_keep Busy Box", "no image reference"),
+        ("registry_mirrors", {"docker.io": "127.0.0.1:1"}, "mirror 127.0.0.1:1", "cannot be reached"),
         (
             "overlay",
             {"network": "10.8.0.0/16", "subnet": "10.8.1.0/24", "endpoint": "192.0.2.1"},
             "overlay endpoint",
             "no address of this node",
+        ),
+        (
+            "overlay",
+            {"network": "127.0.0.0/8", "subnet": "127.0.1.0/24", "endpoint": "127.0.0.1"},
+            "overlay endpoint",
+            "within the overlay's own network",
+        ),
+        (
+            "overlay",
+            {"network": "10.8.0.0/16", "endpoint": "127.0.0.1", "nomad": {"address": "127.0.0.1:4646"}},
+            "overlay nomad",
+            "no http, https or unix URL",
         ),
     ],
 )

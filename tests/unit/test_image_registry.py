@@ -336,6 +336,16 @@ async def test_mirrors_are_asked_first_and_the_registry_where_they_fail(naps: Na
         await one.close()
 
 
+async def test_where_the_registry_fails_too_the_mirrors_are_named(naps: Naps) -> None:
+    absent, denied = partial(answering, 404, b""), partial(answering, 403, b"")
+    async with serving(denied) as mirror, serving(absent) as origin:
+        client = Client(mirrors={origin.host: [mirror.host]}, sleep=naps)
+        source = await client.source(fastpath.parse(f"{origin.host}/app:1"), None)
+        with pytest.raises(PullFailed, match=f"does not have it; mirror {mirror.host}: the registry answers 403"):
+            await source.root(Limits())
+        await client.close()
+
+
 async def test_credentials_come_from_the_auth_file(tmp_path: Path, naps: Naps) -> None:
     async def basic(call: Call) -> None:
         good = call.headers.get("authorization") == f"Basic {base64.b64encode(b'user:secret').decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,22 +10,29 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import click
 
 from zlayer_driver import backends, fastpath
+from zlayer_driver.backends.supervised.security import CAPABILITIES
 from zlayer_driver.cli.agent_config import META, PLUGIN, AgentConfig
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, show_rows
-from zlayer_driver.config import PluginConfig
-from zlayer_driver.errors import CacheError
+from zlayer_driver.config import OverlayBlock, OverlayNomadBlock, PluginConfig, Transport
+from zlayer_driver.errors import CacheError, DriverError, InvalidReference, NomadError
 from zlayer_driver.host import cgroups, mounts
 from zlayer_driver.model import Health, Target
 from zlayer_driver.node import Node
+from zlayer_driver.nomad.client import Nomad
+from zlayer_driver.nomad.membership import access
+from zlayer_driver.nomad.roster import PATH
 
 _FREE_BYTES = 1 << 30
+_CONNECT_S = 3.0
 _CONTROLLERS = ("memory", "cpu", "pids")
 Row = Mapping[str, Any]
 
@@ -70,20 +78,41 @@ def _checks(config: PluginConfig, agent: AgentConfig | None) -> Iterator[tuple[s
     yield "control groups", _control_groups(cgroups.trees())
     if agent is not None:
         yield "plugin directory", _plugin_dir(agent.plugin_dir)
-    for name in config.allow_oci_runtimes:
-        yield f"allow_oci_runtimes {name}", "" if shutil.which(name) else "is not on the PATH: install it, or take it from the list"
     for name, fault in backends.faults().items():
         yield f"backend {name}", fault
+    yield from _values(config)
+    if config.overlay:
+        yield from _overlay(config.overlay)
+
+
+def _values(config: PluginConfig) -> Iterator[tuple[str, str]]:
+    """The keys whose values may fit and still lead nowhere."""
+    for name in config.allow_oci_runtimes:
+        yield f"allow_oci_runtimes {name}", "" if shutil.which(name) else "is not on the PATH: install it, or take it from the list"
+    for name in config.allow_caps:
+        yield f"allow_caps {name}", _capability(name)
+    for image in config.image_gc_keep:
+        yield f"image_gc_keep {image}", _reference(image)
     for target in config.fallback:
         yield f"fallback {target}", backends.absence(target, config) if target is not Target.PRIMARY else ""
     for path in config.caches:
         yield f"cache {path}", _cache(path)
+    for mirror in dict.fromkeys(host.strip() for hosts in config.registry_mirrors.values() for host in hosts.split(",")):
+        yield f"mirror {mirror}", _mirror(mirror, plain=mirror in config.insecure_registries)
     if config.registry_auth_file:
         yield "registry_auth_file", _auth_file(Path(config.registry_auth_file))
     if config.registry_ca_file:
         yield "registry_ca_file", _certificates(config.registry_ca_file)
-    if config.overlay:
-        yield "overlay endpoint", _endpoint(config.overlay.endpoint)
+
+
+def _overlay(block: OverlayBlock) -> Iterator[tuple[str, str]]:
+    yield "overlay endpoint", _endpoint(block)
+    if block.transport is Transport.WIREGUARD:
+        have = shutil.which("wireguard-go") or Path("/sys/module/wireguard").exists()
+        lack = "neither wireguard-go nor the kernel's WireGuard is here: install the one, `modprobe wireguard`, or set transport to vxlan"
+        yield "overlay transport", "" if have else lack
+    if block.nomad:
+        yield "overlay nomad", asyncio.run(_nomad(block.nomad))
 
 
 def _state_dir(path: Path) -> str:
@@ -145,11 +174,48 @@ def _certificates(path: str) -> str:
     return ""
 
 
-def _endpoint(address: str) -> str:
+def _capability(name: str) -> str:
+    known = f"CAP_{name.upper().removeprefix('CAP_')}" in {*CAPABILITIES, "CAP_ALL"}
+    return "" if known else 'is no capability: use names such as "net_admin", or "all"'
+
+
+def _reference(image: str) -> str:
+    try:
+        fastpath.parse(image)
+    except InvalidReference as error:
+        return f"{error}; correct it, or take it from image_gc_keep"
+    return ""
+
+
+def _mirror(host: str, *, plain: bool) -> str:
+    name, colon, port = host.rpartition(":")
+    try:
+        socket.create_connection((name.strip("[]") if colon else host, int(port) if colon else 80 if plain else 443), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        return f"cannot be reached: {error}; correct registry_mirrors, or start it"
+    return ""
+
+
+async def _nomad(block: OverlayNomadBlock) -> str:
+    try:
+        async with Nomad(access(block, os.environ)) as nomad:
+            await nomad.get(f"/v1/var/{PATH}")
+    except NomadError as error:
+        return "" if error.status == HTTPStatus.NOT_FOUND else f"{error}; see overlay.nomad"  # no node has joined yet
+    except DriverError as error:
+        return f"{error}; see overlay.nomad"
+    return ""
+
+
+def _endpoint(block: OverlayBlock) -> str:
+    address = block.endpoint
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as trial:
             trial.bind((address, 0))
     except OSError as error:
         return f"{address} is no address of this node: {error.strerror}; set overlay.endpoint to one that its peers reach"
+    for network in (block.network, block.network6):
+        if network and ip_address(address) in ip_network(network):
+            return f"{address} lies within the overlay's own network {network}: give the overlay addresses that nothing else has"
     return ""

@@ -62,4 +62,6 @@ def _link(link: Path, program: Path) -> None:
         fresh.symlink_to(program)
         fresh.replace(link)
     except OSError as error:
-        raise ConfigError(f"the plugin cannot be put into {link.parent}: {error.strerror}") from error
+        raise ConfigError(
+            f"the plugin cannot be put into {link.parent}: {error.strerror}", hint="give another directory, or run it as root"
+        ) from error

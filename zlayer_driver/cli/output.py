@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import sys
@@ -18,6 +19,12 @@ from rich.table import Table
 from zlayer_driver.errors import DriverError
 from zlayer_driver.model import PullProgress, Report
 
+_CURES = {
+    errno.EACCES: "run it as root",
+    errno.EPERM: "run it as root",
+    errno.EROFS: "set state_dir to a directory that can be written to",
+    errno.ENOSPC: "make room there, by `zlayer-driver prune` or otherwise",
+}
 Command = TypeVar("Command", bound=Callable[..., Any])
 Row = Mapping[str, Any]
 
@@ -52,7 +59,8 @@ def command(function: Command) -> Command:
         except DriverError as error:
             raise Failure(error, as_json=as_json) from error
         except OSError as error:
-            raise Failure(DriverError(f"{error.filename or function.__name__}: {error.strerror}"), as_json=as_json) from error
+            told = DriverError(f"{error.filename or function.__name__}: {error.strerror}", hint=_CURES.get(error.errno or 0, ""))
+            raise Failure(told, as_json=as_json) from error
 
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(guarded)  # type: ignore[return-value]  # click keeps the signature
 

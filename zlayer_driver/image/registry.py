@@ -35,6 +35,7 @@ _LONGEST_WAIT_S = 30.0  # that a Retry-After may ask for
 _REDIRECTS = 5
 _TURNS = 3  # of one request: to find that the server speaks HTTPS, to be asked for a token, to be answered
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CA = "set registry_ca_file to a file of certificates in PEM"
 _TLS = "if it speaks plain HTTP, list it in insecure_registries; if its certificate is not the system's to trust, set registry_ca_file"
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 
@@ -92,7 +93,7 @@ class Client:
         sources = [Repository(self, mirror, reference, await self._known(mirror)) for mirror in mirrors]
         origin = _HOSTS.get(reference.registry, reference.registry)
         own = Repository(self, origin, reference, auth or await self._known(reference.registry))
-        return Mirrored([*sources, own]) if sources else own
+        return Mirrored([*sources, own], mirrors) if sources else own
 
     async def close(self) -> None:
         while self._http:
@@ -107,24 +108,30 @@ class Client:
             try:
                 context.load_verify_locations(self._ca_file)
             except OSError as error:  # what `ssl` raises is one too
-                raise ConfigError(f"cannot use the certificates in {str(self._ca_file)!r}: {error}") from error
+                raise ConfigError(f"cannot use the certificates in {str(self._ca_file)!r}: {error}", hint=_CA) from error
         return context
 
 
 class Mirrored:
     """Sources of one image, asked in order: the next one only where the one before fails with a `PullFailed`."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], mirrors: Sequence[str]) -> None:
+        """``mirrors`` are the names of all sources but the last, which is the registry itself."""
         self._sources = list(sources)
+        self._mirrors = mirrors
 
     async def root(self, limits: Limits) -> tuple[bytes, str]:
-        while True:
+        told = []
+        for mirror in self._mirrors:
             try:
                 return await self._sources[0].root(limits)
-            except PullFailed:
-                if len(self._sources) == 1:
-                    raise
+            except PullFailed as error:
+                told.append(f"mirror {mirror}: {error.reason}")
                 del self._sources[0]  # what it does not know now it will not know later
+        try:
+            return await self._sources[0].root(limits)
+        except PullFailed as error:
+            raise PullFailed(error.image, "; ".join([error.reason, *told]), hint=error.hint, recoverable=error.recoverable) from error
 
     async def content(self, blob: Descriptor) -> bytes:
         for source in self._sources[:-1]:

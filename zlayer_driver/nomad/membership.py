@@ -84,7 +84,7 @@ class Membership:
             _log.warning("this node's part of the overlay could not be removed: %s", error)
 
     async def _by_nomad(self, block: OverlayNomadBlock) -> None:
-        async with Nomad(_access(block, self._environment)) as nomad:
+        async with Nomad(access(block, self._environment)) as nomad:
             roster = Roster(nomad, Subnets.of(self._block.network, self._block.network6))
             node_id = _node_id(self._state_dir)
             key = keys.load(self._state_dir / KEY_FILE).public if self._block.transport is Transport.WIREGUARD else ""
@@ -123,15 +123,10 @@ class Membership:
             return None
 
 
-def _access(block: OverlayNomadBlock, environment: Mapping[str, str]) -> Access:
+def access(block: OverlayNomadBlock, environment: Mapping[str, str]) -> Access:
     """The block's keys before the environment's."""
-    found = Access.from_environment(environment)
-    return replace(
-        found,
-        address=block.address or found.address,
-        token=block.token or found.token,
-        namespace=block.namespace or found.namespace,
-    )
+    told = {"NOMAD_ADDR": block.address, "NOMAD_TOKEN": block.token, "NOMAD_NAMESPACE": block.namespace}
+    return Access.from_environment({**environment, **{name: value for name, value in told.items() if value}})
 
 
 def _node_id(state_dir: Path) -> str:
