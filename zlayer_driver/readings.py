@@ -92,6 +92,10 @@ class UsageSample:
     memory_kernel_peak_bytes: int | None = None
     processes: Mapping[int, ProcessUsage] = field(default_factory=dict)
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.cpu_total_ns // 1000, self.memory_bytes, self.memory_limit_bytes)
+
 
 class WaitCondition(StrEnum):
     NOT_RUNNING = "not-running"

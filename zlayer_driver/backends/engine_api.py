@@ -1,4 +1,4 @@
-"""The HTTP API of a container engine on its unix socket: calls, streams, and taken-over connections.
+"""The HTTP API of a container engine on its unix socket: calls, answers that are still coming, and taken-over connections.
 
 Docker's API (https://docs.docker.com/reference/api/engine/version/v1.41/), which Podman speaks too. Paths carry no version, so that each
 engine answers in its newest: Docker 29 no longer knows 1.41. `httpx2` is imported at first use.
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from zlayer_driver.errors import EngineError, NotFound
-from zlayer_driver.readings import Channel
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,10 +28,7 @@ _LIMIT_BYTES: Final = 64 << 20
 _GONE: Final = 404
 _CONFLICT: Final = 409
 _FIRST_FAILURE: Final = 400
-_FRAME_HEAD: Final = 8
 _CREDENTIALS: Final = struct.Struct("iII")  # unix(7): pid, uid, gid
-_FRAME_LIMIT_BYTES: Final = 16 << 20
-_CHANNELS: Final = {0: Channel.STDOUT, 1: Channel.STDOUT, 2: Channel.STDERR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,39 +153,3 @@ async def _whole(answer: httpx2.Response) -> bytes:
         if len(raw) > _LIMIT_BYTES:
             raise EngineError(f"answer of {answer.url.path}", f"it has more than {_LIMIT_BYTES} bytes")
     return bytes(raw)
-
-
-async def frames(pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[Channel, bytes]]:
-    """Output with its channel, of a stream in Docker's frames: channel, three zeros, length in big-endian order, and the bytes."""
-    held = bytearray()
-    async for piece in pieces:
-        held += piece
-        at = 0
-        while len(held) - at >= _FRAME_HEAD:
-            size = int.from_bytes(held[at + 4 : at + _FRAME_HEAD], "big")
-            if held[at] not in _CHANNELS or size > _FRAME_LIMIT_BYTES:
-                raise EngineError("output stream", "it has a frame that is none", hint="does the container have a terminal of its own?")
-            if len(held) - at < _FRAME_HEAD + size:
-                break
-            yield _CHANNELS[held[at]], bytes(held[at + _FRAME_HEAD : at + _FRAME_HEAD + size])
-            at += _FRAME_HEAD + size
-        del held[:at]
-
-
-async def lines(answer: httpx2.Response) -> AsyncIterator[Doc]:
-    """The documents of a stream of JSON, one a line."""
-    held = b""
-    async for piece in answer.aiter_bytes():
-        *whole, held = (held + piece).split(b"\n")
-        for line in filter(None, map(bytes.strip, whole)):
-            yield _document(line)
-    if held.strip():
-        yield _document(held)
-
-
-def _document(line: bytes) -> Doc:
-    try:
-        doc = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EngineError("stream of events", "a line of it is no JSON") from error
-    return doc if isinstance(doc, dict) else {}

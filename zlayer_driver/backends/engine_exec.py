@@ -12,7 +12,8 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from zlayer_driver.backends.engine_api import Api, Wire, frames
+from zlayer_driver.backends.engine_api import Api, Wire
+from zlayer_driver.backends.engine_framing import frames
 from zlayer_driver.errors import DriverError, EngineError, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.model import ExecResult, Exit

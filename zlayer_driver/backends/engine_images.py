@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from zlayer_driver import fastpath
-from zlayer_driver.backends.engine_api import LIBPOD, Api, Doc, lines
+from zlayer_driver.backends.engine_api import LIBPOD, Api, Doc
+from zlayer_driver.backends.engine_framing import documents
 from zlayer_driver.errors import EngineError, InvalidSpec, NotFound, PullFailed
 from zlayer_driver.image.policy import must_fetch
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
@@ -41,7 +42,7 @@ class EngineImages:
     async def _pull(self, image: str, auth: Auth | None, report: Report) -> None:
         try:
             async with self._api.stream("POST", "/images/create", query={"fromImage": image}, headers=_login(image, auth)) as answer:
-                async for step in lines(answer):
+                async for step in documents(answer.aiter_bytes()):
                     if error := step.get("error"):
                         raise PullFailed(image, _without(auth, str(error)))
                     if layer := str(step.get("id", "")):

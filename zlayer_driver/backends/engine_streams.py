@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from zlayer_driver.backends.engine_api import Api, Query, frames, lines
+from zlayer_driver.backends.engine_api import Api, Query
+from zlayer_driver.backends.engine_framing import documents, frames
 from zlayer_driver.errors import EngineError, NotFound
 from zlayer_driver.readings import Channel, LogChunk, LogLine, LogOptions, UsageSample
 
@@ -23,7 +24,7 @@ async def samples(api: Api, container: str) -> AsyncIterator[UsageSample]:
     """One a second, until it ends."""
     try:
         async with api.stream("GET", f"/containers/{container}/stats", query={"stream": "true"}, container=container) as answer:
-            async for doc in lines(answer):
+            async for doc in documents(answer.aiter_bytes()):
                 yield _sample(doc, container)
     except NotFound:
         return  # it ended: so does the stream

@@ -97,8 +97,7 @@ class OciBackend(Supervised):
             raise InvalidSpec(f"{runtime.name} cannot {verb[0]} container {bundle.id!r}: {last_error(log)}")
 
     async def usage(self, handle: Handle) -> Usage:
-        now = sample(self._watched(handle))
-        return Usage(now.cpu_total_ns // 1000, now.memory_bytes, now.memory_limit_bytes)
+        return sample(self._watched(handle)).usage
 
     async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
         return samples(self._watched(handle))

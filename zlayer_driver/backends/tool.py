@@ -272,8 +272,7 @@ class Metered(ToolBackend):
     async def _sample(self, job: Job) -> UsageSample: ...
 
     async def usage(self, handle: Handle) -> Usage:
-        now = await self._sample(self._running(handle))
-        return Usage(now.cpu_total_ns // 1000, now.memory_bytes, now.memory_limit_bytes)
+        return (await self._sample(self._running(handle))).usage
 
     async def stream_usage(self, handle: Handle) -> AsyncIterator[UsageSample]:
         return self._samples(self._running(handle))
