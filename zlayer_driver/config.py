@@ -163,7 +163,7 @@ class OverlayPeerBlock(Block):
     port: int = Field(0, ge=0, le=65535, description="UDP port at the endpoint; 0: the transport's own")
     subnet: Ipv4Subnet = Field(description="The peer's IPv4 subnet")
     subnet6: Ipv6Subnet | None = Field(None, description="The peer's IPv6 subnet")
-    public_key: str = Field("", description="The peer's WireGuard key, in base64")
+    public_key: str = Field("", pattern=r"^([A-Za-z0-9+/]{43}=)?$", description="The peer's WireGuard key, in base64")
 
 
 class OverlayNomadBlock(Block):

@@ -248,7 +248,7 @@ class Driver:
                     return await self._brought(spec, report)
                 await self.node.composite.pull(spec.image, policy=spec.pull, auth=spec.auth, report=report)
         except TimeoutError:
-            raise TimedOut(f"the pull of image {spec.image!r}", spec.pull_timeout_s) from None
+            raise TimedOut(f"the pull of image {spec.image!r}", spec.pull_timeout_s, hint="raise image_pull_timeout") from None
         return spec
 
     async def _brought(self, spec: TaskSpec, report: Report) -> TaskSpec:

@@ -118,8 +118,8 @@ class TimedOut(DriverError):
     kind = "Timeout"
     recoverable = True
 
-    def __init__(self, what: str, timeout_s: float) -> None:
-        super().__init__(f"{what} took longer than {timeout_s:g} s")
+    def __init__(self, what: str, timeout_s: float, *, hint: str = "") -> None:
+        super().__init__(f"{what} took longer than {timeout_s:g} s", hint=hint)
         self.timeout_s = timeout_s
 
     def fields(self) -> dict[str, str]:

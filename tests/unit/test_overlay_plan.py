@@ -53,7 +53,7 @@ def test_the_plugin_block_takes_it_as_nomad_sends_it() -> None:
         ({"subnet": "fd88::/64"}, "IPv4 subnet"),
         ({"subnet": "10.88.1.0/31"}, "four addresses"),
         ({"subnet6": None}, "belong together"),
-        ({"endpoint": "node-a"}, "IPv4 or IPv6 address"),
+        ({"endpoint": "node-a"}, "an IP address is needed"),
         ({"endpoint": "2001:db8::1"}, "endpoints are all"),
         ({"bridge": "a-very-long-name"}, "bridge"),
         ({"bridge": "x; rm"}, "bridge"),

@@ -82,12 +82,12 @@ def _image(doc: Mapping[str, Any], limits: Limits) -> Manifest:
         raise Malformed(f"config has media type {config.media_type[:100]!r}: this is an artifact, not an image to run")
     layers = tuple(_descriptor(item) for item in _list(doc, "layers", dict))
     if len(layers) > limits.layers:
-        raise Malformed(f"{len(layers)} layers, and {limits.layers} are allowed")
+        raise Malformed(f"{len(layers)} layers, and {limits.layers} are allowed by image_max_layers")
     for layer in layers:
         if layer.media_type not in COMPRESSION:
             raise Malformed(f"layer {layer.digest} has unknown media type {layer.media_type[:100]!r}")
         if layer.size > limits.layer_bytes:
-            raise Malformed(f"layer {layer.digest} has {layer.size} bytes, and {limits.layer_bytes} are allowed")
+            raise Malformed(f"layer {layer.digest} has {layer.size} bytes, and {limits.layer_bytes} are allowed by image_max_layer_mb")
     if config.size > limits.config_bytes:
         raise Malformed(f"config has {config.size} bytes, and {limits.config_bytes} are allowed")
     return Manifest(config, layers)

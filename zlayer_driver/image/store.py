@@ -278,7 +278,7 @@ class ImageStore:
     def _remove(self, reference: str) -> None:
         raw = self._cache.get(f"{MANIFEST}{reference}")
         if raw is None:
-            raise NotFound(reference, "this node does not have the image")
+            raise NotFound(reference, "this node does not have the image", hint="see `zlayer-driver images`")
         others = {self._config_digest(other) for other in self._cache.references() if other != reference}
         self._cache.remove_image(reference, {self._config_digest(reference)} - others - {""})
 

@@ -62,7 +62,7 @@ def inflated(pieces: Iterable[bytes], compression: str, limits: Limits) -> Itera
     for piece in stages[compression](counted):
         out += len(piece)
         if out > limits.layer_bytes:
-            raise Malformed(f"a layer unpacks to more than {limits.layer_bytes} bytes")
+            raise Malformed(f"a layer unpacks to more than {limits.layer_bytes} bytes, which image_max_layer_mb allows")
         if out > max(limits.ratio_free_bytes, limits.ratio * counted.taken):
             raise Malformed(f"a layer unpacks to more than {limits.ratio} times its size")
         yield piece

@@ -77,7 +77,7 @@ class _Layer:
     def add(self, entry: Entry, reader: Reader) -> None:
         self.entries += 1
         if self.entries > self._limits.entries:
-            raise Malformed(f"a layer has more than {self._limits.entries} entries")
+            raise Malformed(f"a layer has more than {self._limits.entries} entries, which image_max_layer_entries allows")
         parts = split(entry.name)
         if len(parts) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
@@ -159,7 +159,9 @@ class _Layer:
     def _device(self, entry: Entry, parts: Parts, _data: Iterator[memoryview]) -> None:
         common = entry.kind is Kind.CHAR_DEVICE and entry.device in _COMMON_DEVICES
         if not common and (not self._allow_devices or entry.device == (0, 0)):
-            raise Malformed(f"{shown(entry.name)} is device {entry.device[0]}:{entry.device[1]}, which images may not bring")
+            raise Malformed(
+                f"{shown(entry.name)} is device {entry.device[0]}:{entry.device[1]}, which images may not bring without allow_image_devices"
+            )
         parent, name = self._tree.make_way(parts)
         kind = stat.S_IFCHR if entry.kind is Kind.CHAR_DEVICE else stat.S_IFBLK
         os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=parent)

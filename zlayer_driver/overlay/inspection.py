@@ -41,7 +41,9 @@ def load(state_dir: Path) -> Plan:
     try:
         return Plan.loads((state_dir / PLAN_FILE).read_text())
     except FileNotFoundError:
-        raise NotFound("overlay", f"no plugin with an overlay has run on {state_dir}") from None
+        raise NotFound(
+            "overlay", f"no plugin with an overlay has run on {state_dir}", hint="name its state directory by --state-dir or --config"
+        ) from None
 
 
 class Inspector:
