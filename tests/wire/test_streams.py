@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.doubles.scripted_driver import AT
 from tests.wire.conftest import Wire
 from tests.wire.test_services import ID, refusal, start
 from zlayer_driver.readings import ProcessUsage, UsageSample
-from zlayer_driver.wire import stats
+from zlayer_driver.wire import stats, streams
 from zlayer_driver.wire._gen import base_pb2, driver_pb2, task_pb2
 
 Request = driver_pb2.ExecTaskStreamingRequest
@@ -86,6 +87,43 @@ async def test_a_client_that_goes_ends_the_command(wire: Wire) -> None:
     call.cancel()
     await wire.under.quiet.wait()
     assert wire.under.sessions == 0
+
+
+async def test_a_quiet_session_beats_until_it_has_something_to_say() -> None:
+    """An agent ends the call of a client that is gone once it has something to tell it."""
+    word, said_all = asyncio.Event(), asyncio.Event()
+
+    async def replies() -> AsyncGenerator[driver_pb2.ExecTaskStreamingResponse, None]:
+        try:
+            await word.wait()
+            yield driver_pb2.ExecTaskStreamingResponse(exited=True)
+        finally:
+            said_all.set()
+
+    session = streams.beating(replies(), every_s=0.001)
+    assert [await anext(session) for _ in range(3)] == [driver_pb2.ExecTaskStreamingResponse()] * 3
+    word.set()
+    assert [reply.exited async for reply in session if reply.exited] == [True]
+    assert said_all.is_set()
+
+
+async def test_a_quiet_session_that_is_cancelled_ends_the_command() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def replies() -> AsyncGenerator[driver_pb2.ExecTaskStreamingResponse, None]:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+            yield driver_pb2.ExecTaskStreamingResponse()
+        finally:
+            ended.set()
+
+    call = asyncio.ensure_future(anext(streams.beating(replies())))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ended.is_set()
 
 
 async def test_statistics_have_rates_from_the_second_sample_on(wire: Wire) -> None:

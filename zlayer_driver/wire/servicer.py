@@ -115,10 +115,10 @@ class DriverService:
     async def exec_task_streaming(
         self, requests: AsyncIterator[pb.ExecTaskStreamingRequest]
     ) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
-        """The command ends with its output, or is killed when the client goes."""
+        """The command ends with its output, or is killed when the call is cancelled: soon after its client has gone."""
         setup = await streams.setup(requests)
         events = await self._driver.stream_exec(setup.task_id, tuple(setup.command), tty=setup.tty, stdin=streams.stdin(requests))
-        async for reply in streams.replies(events, tty=setup.tty):
+        async for reply in streams.beating(streams.replies(events, tty=setup.tty)):
             yield reply
 
     async def create_network(self, request: pb.CreateNetworkRequest) -> pb.CreateNetworkResponse:

@@ -1,12 +1,13 @@
 """The messages of an exec session, as the input and output of a command.
 
 The first message of the client is the setup. After it come input, its end, window sizes, and every ten seconds a message with nothing
-in it, which keeps the connection alive.
+in it, which keeps the connection alive. Messages with nothing in them go the other way, too: see `beating`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from zlayer_driver.errors import InvalidSpec
 from zlayer_driver.readings import Channel, ExecEvent, ExecInput, WindowSize
@@ -14,6 +15,8 @@ from zlayer_driver.wire._gen import driver_pb2 as pb
 from zlayer_driver.wire._gen import task_pb2 as task
 
 _CLOSE = pb.ExecTaskStreamingIOOperation(close=True)
+_BEAT = pb.ExecTaskStreamingResponse()
+_BEAT_S = 3.0
 
 
 async def setup(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> pb.ExecTaskStreamingRequest.Setup:
@@ -35,7 +38,7 @@ async def stdin(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> AsyncIt
             return
 
 
-async def replies(events: AsyncIterator[ExecEvent], *, tty: bool) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
+async def replies(events: AsyncIterator[ExecEvent], *, tty: bool) -> AsyncGenerator[pb.ExecTaskStreamingResponse, None]:
     """Output, the end of each stream of it, and last the exit. A terminal has one stream only."""
     async for event in events:
         operation = pb.ExecTaskStreamingIOOperation(data=event.data)
@@ -48,3 +51,29 @@ async def replies(events: AsyncIterator[ExecEvent], *, tty: bool) -> AsyncIterat
             yield pb.ExecTaskStreamingResponse(stderr=operation)
         else:
             yield pb.ExecTaskStreamingResponse(stdout=operation)
+
+
+async def beating(
+    replies: AsyncGenerator[pb.ExecTaskStreamingResponse, None], every_s: float = _BEAT_S
+) -> AsyncIterator[pb.ExecTaskStreamingResponse]:
+    """The replies, and whenever none has come for so long, a message with nothing in it, which clients skip.
+
+    An agent does not tell that its client has gone: it notices once it has something for the client, and ends the call then.
+    """
+    coming = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(replies, None))
+            done, _ = await asyncio.wait([coming], timeout=every_s)
+            if not done:
+                yield _BEAT
+            elif (reply := coming.result()) is None:
+                return
+            else:
+                coming = None
+                yield reply
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await replies.aclose()
