@@ -5,8 +5,10 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from setuptools.command.build_ext import build_ext
 TRACE = os.environ.get("ZLAYER_CYTHON_TRACE") == "1"
 SANITIZE = os.environ.get("ZLAYER_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+
+# Where nothing compiles, the readable twin serves. Windows has compilers, and none of the headers.
+COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+COMPILES = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
 
 extension = Extension(
     "*",
@@ -50,7 +56,7 @@ class Build(build_ext):
             target = Path("." if self.inplace else self.build_lib, program)
             target.parent.mkdir(parents=True, exist_ok=True)
             found = [str(path) for path in sorted(Path().glob(sources))]
-            command = [*shlex.split(os.environ.get("CC", "cc")), "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", f"{target}.new", *found]
+            command = [*COMPILER, "-static", "-Os", "-s", "-Wall", "-Wextra", "-o", f"{target}.new", *found]
             try:
                 subprocess.run(command, check=True)
                 self.fresh.append(str(target))
@@ -67,4 +73,5 @@ class Build(build_ext):
         return [*super().get_outputs(), *(str(Path(self.build_lib, program)) for program in PROGRAMS if sys.platform == "linux")]
 
 
-setup(cmdclass={"build_ext": Build}, ext_modules=cythonize([extension], language_level=3, compiler_directives={"linetrace": TRACE}))
+modules = cythonize([extension], language_level=3, compiler_directives={"linetrace": TRACE}) if COMPILES else []
+setup(cmdclass={"build_ext": Build}, ext_modules=modules)
