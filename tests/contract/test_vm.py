@@ -12,7 +12,7 @@ from tests.doubles.images import Built
 from tests.host.oci_lab import remains
 from tests.host.vm_lab import MACHINES, clear, machines
 from zlayer_driver.backends.vm import VmBackend
-from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_node import Machines
 from zlayer_driver.contract import Backend
 from zlayer_driver.image.store import ImageStore
 from zlayer_driver.testing import suite

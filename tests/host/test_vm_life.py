@@ -17,7 +17,7 @@ from zlayer_driver.backends import absence
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.supervised.making import Making, Step
 from zlayer_driver.backends.vm import VmBackend, missing
-from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_node import Machines
 from zlayer_driver.backends.vm_runtime import VmRuntime
 from zlayer_driver.backends.vm_steps import VM_STEPS
 from zlayer_driver.composite import Composite

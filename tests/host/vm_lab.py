@@ -8,7 +8,7 @@ from tests.host.oci_lab import OneImage, remains
 from zlayer_driver.backends.supervised.bundle import Bundle, container_id
 from zlayer_driver.backends.supervised.making import Step, remove
 from zlayer_driver.backends.vm import VmBackend
-from zlayer_driver.backends.vm_machine import Machines
+from zlayer_driver.backends.vm_node import Machines
 from zlayer_driver.backends.vm_steps import VM_STEPS
 from zlayer_driver.host.processes import command_lines
 from zlayer_driver.model import Handle, Target

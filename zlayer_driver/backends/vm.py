@@ -16,7 +16,7 @@ from zlayer_driver.backends.supervised.bundle import Bundle, Record
 from zlayer_driver.backends.supervised.making import Step
 from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.backends.vm_disk import disk_of
-from zlayer_driver.backends.vm_machine import Machines, check
+from zlayer_driver.backends.vm_node import Machines, check
 from zlayer_driver.backends.vm_runtime import VmRuntime
 from zlayer_driver.backends.vm_steps import VM_STEPS, limit
 from zlayer_driver.config import PluginConfig
