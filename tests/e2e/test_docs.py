@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import pytest
 
 from tests.doubles.nomad import fake_nomad
 from tests.e2e.conftest import Registry, Site
+from tests.host import nomad_agent
+from tests.host.oci_lab import remains
 from tools import lab
 from zlayer_driver.cli.agent_config import fold, parse_hcl, read
 from zlayer_driver.config import PluginConfig, TaskConfig, parse
 from zlayer_driver.model import Exit, Resources, TaskRequest, TaskState
+from zlayer_driver.nomad.client import Access, Nomad
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/README.md")])
@@ -30,7 +34,7 @@ ELSEWHERE = {
     "/opt/zlayer/bin/pip": "this program is installed",
     "ln": "and in the path",
     "make": "its targets run this test, or are run by hand",
-    "nomad": "an agent is needed, which no package registry has",
+    "nomad": "see test_the_first_hour",
     "systemctl": "likewise",
 }
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -52,10 +56,14 @@ AGENTS = [block for block in BLOCKS if block.language == "hcl" and re.search(r"^
 JOBS = [block for block in BLOCKS if block.language == "hcl" and block not in AGENTS]
 
 
-def commands(page: str) -> list[str]:
-    """The lines of a page that begin with a prompt, less those that run elsewhere."""
+def commands(page: str, program: str = "") -> list[str]:
+    """The lines of a page that begin with a prompt: those of one program, or all but those that run elsewhere."""
     lines = [line for block in BLOCKS if block.language == "console" and block.page == page for line in block.text.splitlines()]
-    return [line[2:] for line in lines if line.startswith("$ ") and line.split()[1] not in ELSEWHERE]
+    return [line[2:] for line in lines if line.startswith("$ ") and _is(line.split()[1], program)]
+
+
+def _is(name: str, program: str) -> bool:
+    return name == program if program else name not in ELSEWHERE
 
 
 @pytest.fixture
@@ -108,6 +116,46 @@ async def test_jobs(block: Block, site: Site, busybox: str) -> None:
             parse(TaskConfig, config, what=block.page)
             if "constraint" not in job:
                 await _run(site, busybox, _request(site, config, task), job.get("type", "service"))
+
+
+@pytest.mark.needs("nomad")
+@pytest.mark.timeout(300)
+def test_the_first_hour(tmp_path: Path, busybox: str) -> None:
+    """What the pages ask of Nomad, asked of a real agent whose driver is this one."""
+    (job,) = (block.text for block in JOBS if block.page == "first-job.md" and block.text.startswith('job "web"'))
+    (tmp_path / "web.nomad.hcl").write_text(job.replace("8080", _free_port()))
+    with nomad_agent.server(tmp_path, nomad_agent.client(tmp_path, registry_mirrors={"docker.io": busybox})) as address:
+        asyncio.run(_until(address, "/v1/nodes", lambda found: any(node["Drivers"].get("zlayer", {}).get("Healthy") for node in found)))
+        try:
+            told = {line: _nomad(address, line, tmp_path) for page in ("install.md", "first-job.md") for line in commands(page, "nomad")}
+        finally:
+            _nomad(address, "nomad job stop web", tmp_path)
+            asyncio.run(_until(address, "/v1/allocations", lambda found: all(alloc["ClientStatus"] == "complete" for alloc in found)))
+    assert "driver.zlayer.native_os" in told["nomad node status -self -verbose"]
+    assert len(told) == 4
+    assert remains(tmp_path) == []
+
+
+def _nomad(address: str, line: str, work: Path) -> str:
+    done = subprocess.run(
+        line.split(),
+        env={**os.environ, "NOMAD_ADDR": address},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"{line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+async def _until(address: str, path: str, holds: Callable[[Sequence[Mapping[str, Any]]], bool]) -> None:
+    """Returns once what Nomad lists at ``path`` is as wanted."""
+    async with Nomad(Access(address=address)) as nomad:
+        index = 0
+        while not holds((await nomad.get(path)).value):
+            index = await nomad.changed(path, index)
 
 
 def _whole(part: Mapping[str, Any]) -> Mapping[str, Any]:
