@@ -324,7 +324,7 @@ class TaskConfig(Block):
     command: str | None = Field(None, description="Replaces the image's command")
     args: list[str] = Field([], description="Arguments after the command; without a command they replace the image's")
     work_dir: str = Field("", description="Working directory in the container")
-    hostname: str = Field("", max_length=64, description="Host name in the container")
+    hostname: str = Field("", max_length=64, pattern=r"^[A-Za-z0-9._-]*$", description="Host name in the container")
     runtime: Isolation | None = Field(None, description="Isolation target: auto, sandbox, vz, vz-linux or vm")
     oci_runtime: str = Field("", description="OCI runtime for this task, if the operator allows it")
     platform: PlatformBlock | None = Field(None, description="What the image must run on, where its own config does not tell")
@@ -353,7 +353,7 @@ class TaskConfig(Block):
     ipc_mode: HostMode = Field("", description='"host" shares the node\'s ipc namespace, if the operator allows it')
     uts_mode: HostMode = Field("", description='"host" shares the node\'s uts namespace, if the operator allows it')
     userns_mode: HostMode = Field("", description='"host": the node\'s user namespace, which every container is in')
-    dns_servers: list[str] = Field([], description="Name servers, in place of the group's and the node's")
+    dns_servers: list[IpAddress] = Field([], description="Name servers, in place of the group's and the node's")
     dns_search_domains: list[str] = Field([], description="Domains to look short names up in")
     dns_options: list[str] = Field([], description="Resolver options, such as ndots:2")
     extra_hosts: list[str] = Field([], description="Further lines for /etc/hosts, as name:address")
@@ -390,6 +390,7 @@ def _sentence(fault: Mapping[str, Any]) -> str:
     if needed := _NEEDED.get(kind.partition("_")[0]):
         text = f"{needed} is needed"
     else:
-        text = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "must")
-    shown = isinstance(given, str | int | float) and kind != "model_type" and repr(given) not in text
+        text = str(fault["msg"]).removeprefix("Value error, ")
+        text = re.sub("^(Input|String) should", "must", text)
+    shown = isinstance(given, str | int | float) and kind != "model_type" and f"{given!r} is" not in text
     return f"{text[0].lower()}{text[1:]}, not {given!r}" if shown else text

@@ -54,6 +54,7 @@ def test_passwords_stay_out_of_the_repr() -> None:
         ({"fallback": "delegate"}, "fallback: a list is needed, not 'delegate'"),
         ({"fallback": ["nowhere"]}, "fallback.0: must be 'primary', 'delegate', 'vz' or 'vz_linux', not 'nowhere'"),
         ({"image_max_layers": "many"}, "image_max_layers: a whole number is needed, not 'many'"),
+        ({"image_max_layers": 0}, "image_max_layers: must be greater than 0, not 0"),
         ({"allow_privileged": "maybe"}, "allow_privileged: true or false is needed, not 'maybe'"),
         ({"registry_mirrors": "mirror"}, "registry_mirrors: a map is needed, not 'mirror'"),
         ({"registry_mirrors": {"docker.io": "http://mirror"}}, "registry_mirrors: 'http://mirror' is no registry"),

@@ -83,7 +83,7 @@ def test_what_is_no_reference_stays_as_it_is(twin: Any, ref: str) -> None:
     ("ref", "reason"),
     [
         ("", "it is empty"),
-        ("A", "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST]"),
+        ("A", "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST] with PATH in lower case"),
         ("a" * 256, "its repository is longer than 255 bytes"),
         ("a@md5:" + "0" * 32, "digest algorithm 'md5' is not supported"),
         ("a@sha512:" + "0" * 64, "a sha512 digest has 128 hex digits"),

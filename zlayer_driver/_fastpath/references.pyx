@@ -11,7 +11,7 @@ from zlayer_driver.model import Reference
 cdef str reason_of(str ref, Fault fault, Parts* parts):
     cdef str algorithm
     if fault == FAULT_FORM:
-        return "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST]" if ref else "it is empty"
+        return "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST] with PATH in lower case" if ref else "it is empty"
     if fault == FAULT_LENGTH:
         return "its repository is longer than 255 bytes"
     algorithm = text_of(parts.digest).partition(":")[0]

@@ -56,7 +56,9 @@ def parse(ref: str) -> Reference:
     """The parts of an image reference, by the grammar of the OCI distribution client that ZLayer uses; else `InvalidReference`."""
     found = _SHAPE.fullmatch(ref)
     if found is None or (found["tag"] and not _is_tag(found["tag"])):
-        raise InvalidReference(ref, "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST]" if ref else "it is empty")
+        raise InvalidReference(
+            ref, "it is not of the form [HOST[:PORT]/]PATH[:TAG][@DIGEST] with PATH in lower case" if ref else "it is empty"
+        )
     registry, repository = _split(found["name"])
     tag, digest = found["tag"], found["digest"]
     if len(repository) > MAX_REPOSITORY_BYTES:

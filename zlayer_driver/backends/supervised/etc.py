@@ -47,5 +47,7 @@ def _of_node(path: str) -> str:
 def _word(text: str) -> str:
     """One word of a line: nothing may add a line of its own."""
     if not text or any(character.isspace() or character == "\0" for character in text):
-        raise InvalidSpec(f"{text!r} is no host name, address or option")
+        raise InvalidSpec(
+            f"{text!r} is no host name, address or option", hint="see the task's dns_* keys and extra_hosts, and the group's network"
+        )
     return text

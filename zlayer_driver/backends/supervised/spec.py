@@ -86,8 +86,8 @@ def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
     """The task's over the image's over the two that every program expects."""
     below = dict(entry.split("=", 1) for entry in image.env if "=" in entry)
     merged: Mapping[str, str] = {"PATH": _PATH, "HOME": home, **below, **task.env}
-    if any("\0" in text or "=" in name for name, value in merged.items() for text in (name, value) if "\0" in text or text is name):
-        raise InvalidSpec("an environment variable of the task has a NUL byte, or '=' in its name")
+    if any(not name or "=" in name or "\0" in f"{name}{value}" for name, value in merged.items()):
+        raise InvalidSpec("an environment variable of the task has no name, '=' in its name, or a NUL byte")
     for name, value in merged.items():
         _check_length(f"{name}={value}", f"environment variable {name!r}")
     return [f"{name}={value}" for name, value in merged.items()]
