@@ -15,8 +15,9 @@
     ├── NetworkError         an address, link or namespace that could not be set up
     ├── RouteToPeer          a task for another node: the operating system it needs is not here
     ├── WrongPlatform        an image for another operating system than the backend's
-    ├── NomadError           Nomad's HTTP API, out of reach or refusing
-    ├── EngineError          the API of a container engine, out of reach or refusing
+    ├── ServiceError         an HTTP API, out of reach or refusing
+    │   ├── NomadError       … Nomad's
+    │   └── EngineError      … a container engine's
     ├── CacheError           a blob cache that cannot be read
     │   └── CacheBusy        … just now; the same call may succeed in a moment
     └── InternalError        a broken promise of this project: worth a bug report
@@ -160,32 +161,24 @@ class WrongPlatform(DriverError):
         return {"runtime": self.runtime, "expected": self.expected, "actual": self.actual, "image": self.image}
 
 
-class NomadError(DriverError):
+class ServiceError(DriverError):
     """``status`` is the HTTP status, 0 where there was no answer."""
 
+    def __init__(self, what: str, reason: str, *, status: int = 0, hint: str = "", recoverable: bool = False) -> None:
+        super().__init__(f"{what}: {reason}", hint=hint, recoverable=recoverable)
+        self.reason = reason
+        self.status = status
+
+    def fields(self) -> dict[str, str]:
+        return {"reason": self.reason, "status": str(self.status)}
+
+
+class NomadError(ServiceError):
     kind = "Nomad"
 
-    def __init__(self, what: str, reason: str, *, status: int = 0, hint: str = "", recoverable: bool = False) -> None:
-        super().__init__(f"{what}: {reason}", hint=hint, recoverable=recoverable)
-        self.reason = reason
-        self.status = status
 
-    def fields(self) -> dict[str, str]:
-        return {"reason": self.reason, "status": str(self.status)}
-
-
-class EngineError(DriverError):
-    """``status`` is the HTTP status, 0 where there was no answer."""
-
+class EngineError(ServiceError):
     kind = "Engine"
-
-    def __init__(self, what: str, reason: str, *, status: int = 0, hint: str = "", recoverable: bool = False) -> None:
-        super().__init__(f"{what}: {reason}", hint=hint, recoverable=recoverable)
-        self.reason = reason
-        self.status = status
-
-    def fields(self) -> dict[str, str]:
-        return {"reason": self.reason, "status": str(self.status)}
 
 
 class CacheError(DriverError):
