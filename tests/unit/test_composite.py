@@ -150,15 +150,20 @@ async def test_creates_of_one_id_wait_for_each_other() -> None:
     assert {handle.task_id for handle in composite.handles()} == {"task", "other"}
 
 
-async def test_cancelled_create_is_undone_and_leaves_no_record() -> None:
-    backend = Bare()
-    composite = bare_node(backend)
+async def cancelled_create(composite: Composite, backend: Bare) -> None:
+    """A create that is cancelled while its backend is at work."""
     creating = asyncio.create_task(composite.create(spec("task")))
     await backend.starting.wait()
     creating.cancel()
     backend.go_on.set()
     await asyncio.wait([creating])
     assert creating.cancelled()
+
+
+async def test_cancelled_create_is_undone_and_leaves_no_record() -> None:
+    backend = Bare()
+    composite = bare_node(backend)
+    await cancelled_create(composite, backend)
     assert backend.destroyed == [Handle("task", Target.PRIMARY, "bare", {})]
     assert composite.handles() == ()
 
@@ -167,12 +172,7 @@ async def test_cancelled_create_whose_undoing_fails_is_still_cancelled() -> None
     backend = Bare()
     backend.destroy_error = InternalError("it will not go")
     composite = bare_node(backend)
-    creating = asyncio.create_task(composite.create(spec("task")))
-    await backend.starting.wait()
-    creating.cancel()
-    backend.go_on.set()
-    await asyncio.wait([creating])
-    assert creating.cancelled()
+    await cancelled_create(composite, backend)
     assert composite.handles() == ()
 
 
