@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -39,9 +39,10 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         if self.as_json:
-            click.echo(json.dumps({"error": describe(self.error)}))
-        else:
-            click.echo(f"zlayer-driver: {self.format_message()}", err=True, file=file)
+            with suppress(OSError):  # it may be standard output that is in trouble
+                click.echo(json.dumps({"error": describe(self.error)}))
+                return
+        click.echo(f"zlayer-driver: {self.format_message()}", err=True, file=file)
 
 
 def describe(error: DriverError) -> dict[str, Any]:
@@ -58,8 +59,11 @@ def command(function: Command) -> Command:
             return function(*args, as_json=as_json, **kwargs)
         except DriverError as error:
             raise Failure(error, as_json=as_json) from error
+        except BrokenPipeError:
+            raise  # click ends quietly: whoever read has seen enough
         except OSError as error:
-            told = DriverError(f"{error.filename or function.__name__}: {error.strerror}", hint=_CURES.get(error.errno or 0, ""))
+            hint = _CURES.get(error.errno or 0, "") if error.filename else ""
+            told = DriverError(f"{error.filename or function.__name__}: {error.strerror}", hint=hint)
             raise Failure(told, as_json=as_json) from error
 
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(guarded)  # type: ignore[return-value]  # click keeps the signature

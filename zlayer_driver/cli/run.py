@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -89,29 +89,53 @@ async def _run(config: PluginConfig, request: TaskRequest, sinks: tuple[Sink, Si
 
 async def _foreground(driver: Driver, request: TaskRequest, directory: Path, sinks: tuple[Sink, Sink]) -> tuple[Target, Exit]:
     paths = directory / "stdout", directory / "stderr"
-    with _copied(paths[0], sinks[0]) as out_ended, _copied(paths[1], sinks[1]) as err_ended:
+    over, faults = asyncio.Event(), list[OSError]()
+    out, err = (_until_it_fails(sink, faults, over) for sink in sinks)
+    with _copied(paths[0], out) as out_ended, _copied(paths[1], err) as err_ended, _interrupts(over):
         handle = await driver.start_task(replace(request, stdout_path=str(paths[0]), stderr_path=str(paths[1])))
         try:
-            with _interrupts(lambda: driver.stop_task(request.id, timeout_s=_STOP_TIMEOUT_S, signal="")):
-                exit_ = await driver.wait_task(request.id)
+            exit_ = await _end(driver, request.id, over)
             await asyncio.gather(out_ended.wait(), err_ended.wait())
         finally:
             await driver.destroy_task(request.id, force=True)
+    if faults:
+        raise faults[0]
     return handle.target, exit_
 
 
+async def _end(driver: Driver, task_id: str, over: asyncio.Event) -> Exit:
+    """The container's exit, by itself or by an orderly stop once ``over`` is set."""
+    ended, asked = asyncio.ensure_future(driver.wait_task(task_id)), asyncio.ensure_future(over.wait())
+    try:
+        await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await driver.stop_task(task_id, timeout_s=_STOP_TIMEOUT_S, signal="")
+        return await ended
+    finally:
+        ended.cancel()
+        asked.cancel()
+
+
+def _until_it_fails(sink: Sink, faults: list[OSError], over: asyncio.Event) -> Sink:
+    """A sink that notes its fault and drops what comes after: nobody wants more, and the container must not wait for a reader."""
+
+    def write(data: bytes) -> None:
+        if not faults:
+            try:
+                sink(data)
+            except OSError as error:
+                faults.append(error)
+                over.set()
+
+    return write
+
+
 @contextmanager
-def _interrupts(stop: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+def _interrupts(over: asyncio.Event) -> Iterator[None]:
     """Turns SIGINT and SIGTERM into one orderly stop."""
     loop = asyncio.get_running_loop()
-    stopping: list[asyncio.Task[None]] = []
-
-    def begin() -> None:
-        if not stopping:
-            stopping.append(asyncio.ensure_future(stop()))
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, begin)
+        loop.add_signal_handler(number, over.set)
     try:
         yield
     finally:
