@@ -75,7 +75,8 @@ def test_the_files_of_a_directory_count_together(tmp_path: Path) -> None:
         ("a.json", "{", r"a\.json cannot be read"),
         ("a.json", "[]", "an object is needed"),
         ("a.json", '{"plugin": {"zlayer-driver": {"config": 7}}}', "is no block"),
-        ("a.hcl", 'plugin "docker" {}', 'no block plugin "zlayer-driver"'),
+        ("a.hcl", 'plugin "zlayer" {}', 'no block plugin "zlayer-driver", only zlayer'),
+        ("a.json", "{}", 'no block plugin "zlayer-driver":'),
     ],
 )
 def test_a_file_that_says_nothing_of_the_driver(tmp_path: Path, name: str, text: str, says: str) -> None:

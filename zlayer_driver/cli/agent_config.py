@@ -27,14 +27,16 @@ class AgentConfig:
 
 def read(path: Path) -> AgentConfig:
     """What a file, or all files of a directory as Nomad reads them, say of this plugin; `ConfigError` where they cannot be read or do not."""
-    plugin_dir, found = "", None
+    plugin_dir, found, others = "", None, set[str]()
     for file in _files(path):
         agent = _parsed(file)
         plugin_dir = str(agent.get("plugin_dir") or plugin_dir)
+        others |= set(_labels(agent.get("plugin")))
         for block in _labelled(agent.get("plugin"), PLUGIN):
             found = _config(file, _one(block.get("config")) or {})
     if found is None:
-        raise ConfigError(f'{path} has no block plugin "{PLUGIN}"', hint="`zlayer-driver install` prints one")
+        only = f", only {', '.join(sorted(others))}" if others else ""
+        raise ConfigError(f'{path} has no block plugin "{PLUGIN}"{only}', hint="`zlayer-driver install` prints one")
     return AgentConfig(plugin_dir, found)
 
 
@@ -81,6 +83,12 @@ def fold(model: type[Block], values: Mapping[str, Any]) -> dict[str, Any]:
         key: fold(inner[key], found) if key in inner and isinstance(found := _one(value), Mapping) else value
         for key, value in values.items()
     }
+
+
+def _labels(blocks: object) -> Iterator[str]:
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        if isinstance(block, Mapping):
+            yield from block
 
 
 def _labelled(blocks: object, label: str) -> Iterator[Mapping[str, Any]]:
