@@ -19,7 +19,8 @@ from tests.doubles.tools import calls
 from zlayer_driver.backends import hcs_ctr, hcs_logs
 from zlayer_driver.backends.hcs import HcsBackend
 from zlayer_driver.backends.hcs_run import isolated
-from zlayer_driver.errors import CreateFailed, InvalidSpec, PullFailed, Unsupported, WrongPlatform
+from zlayer_driver.errors import CreateFailed, InvalidSpec, PullFailed, TimedOut, Unsupported, WrongPlatform
+from zlayer_driver.host.processes import command_lines
 from zlayer_driver.model import Auth, Exit, Health, Mount, Network, PullPolicy, Resources, Security, TaskSpec
 from zlayer_driver.readings import ExecOptions
 from zlayer_driver.testing.cases import DEADLINE_S, ended
@@ -175,6 +176,27 @@ async def test_image_of_an_index_is_the_one_of_this_build(subject: HcsSubject, h
     (home / "images").write_text(json.dumps({"example.org/many:v1": "sha256:index"}))
     assert isinstance(subject.backend, HcsBackend)
     assert (await subject.backend.inspect_image("example.org/many:v1")).raw["os.version"] == f"{BUILD}.1"
+
+
+async def test_name_is_given_to_another_image(subject: HcsSubject) -> None:
+    assert isinstance(subject.backend, HcsBackend)
+    await subject.backend.pull(subject.image, policy=PullPolicy.ALWAYS, auth=None)
+    for source in (subject.image, subject.base):
+        await subject.backend.tag_image(source, "example.org/other:v1")
+    digests = {record.reference: record.digest for record in await subject.backend.list_images()}
+    assert digests["example.org/other:v1"] == digests[subject.base] != digests[subject.image]
+
+
+async def test_command_that_takes_too_long_is_ended_whatever_it_ignores(subject: HcsSubject) -> None:
+    assert isinstance(subject.backend, HcsBackend)
+    handle = await subject.start(subject.runs("task"))
+    mark = f"exec-{os.getpid()}"
+    with pytest.raises(TimedOut):
+        await subject.backend.exec(handle, ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.01; done", mark], timeout_s=0.5)
+    async with asyncio.timeout(DEADLINE_S):
+        while any(mark.encode() in argv for _, argv in command_lines()):  # noqa: ASYNC110  # its end tells nobody
+            await asyncio.sleep(0.01)
+    await subject.backend.destroy(handle)
 
 
 async def test_linux_image_is_refused_by_name(subject: HcsSubject, home: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.contract.fifos import heard
 from tests.doubles import registry
 from tests.doubles.images import Built, archive, directory, image, member, symlink
 from tests.host.oci_lab import RUNTIME, clear, remains
@@ -71,9 +71,11 @@ class OciSubject(Subject):
 
     async def start(self, spec: TaskSpec) -> Handle:
         """A task of `runs` says when its traps are set: a signal before that is lost on init."""
-        handle = await super().start(spec)
-        if Path(spec.stdout_path).is_fifo() and "ready" in spec.args[-1]:
-            await asyncio.to_thread(_read_line, spec.stdout_path)
+        if not Path(spec.stdout_path).is_fifo():
+            return await super().start(spec)
+        async with heard(Path(spec.stdout_path)) as output:
+            handle = await super().start(spec)
+            assert await output.readline() == b"ready\n"
         return handle
 
     def prints(self, task_id: str, out: str, err: str) -> TaskSpec:
@@ -104,11 +106,6 @@ class OciSubject(Subject):
             stdout_path=str(self.stdout_of(task_id)),
             stderr_path=str(self.stderr_of(task_id)),
         )
-
-
-def _read_line(path: str) -> None:
-    with Path(path).open() as file:
-        file.readline()
 
 
 @pytest.fixture(scope="module")

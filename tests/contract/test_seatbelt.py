@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from zlayer_driver.image.store import ImageStore
 from zlayer_driver.model import TaskSpec
 from zlayer_driver.readings import OverlayKind
 from zlayer_driver.testing import suite
-from zlayer_driver.testing.cases import AbilityCases, Evidence
+from zlayer_driver.testing.cases import DEADLINE_S, AbilityCases, Evidence
 from zlayer_driver.testing.subject import Subject
 
 __all__ = ["home"]
@@ -95,7 +96,10 @@ class SandboxCases(AbilityCases):
         assert isinstance(subject.backend, contract.HasPid)
         assert isinstance(subject.backend, contract.HasOverlayKind)
         handle = await subject.start(subject.runs("task"))
-        assert (await anext(await subject.backend.stream_usage(handle))).pids >= 1
+        samples = await subject.backend.stream_usage(handle)
+        async with asyncio.timeout(DEADLINE_S):
+            while (await anext(samples)).pids < 2:  # its shell, and what that has begun
+                pass
         assert Path(f"/proc/{await subject.backend.pid(handle)}").exists()
         assert subject.backend.overlay_kind() is OverlayKind.HOST_PROXY
         await subject.backend.destroy(handle)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tests.contract.fifos import heard
 from tests.contract.test_krun import KrunSubject
 from tests.contract.test_krun import subject as krun
 from tests.contract.test_seatbelt import BASE, SeatbeltSubject, program, pulled, tmp_path
@@ -56,9 +56,9 @@ def read_only(subject: ToolSubject) -> Mount:
 
 async def told(subject: ToolSubject, spec: TaskSpec) -> tuple[list[str], list[list[str]]]:
     """What the task printed, and each command line of its life once."""
-    first = asyncio.create_task(asyncio.to_thread(_lines, subject.stdout_of("task")))
-    handle = await super(ToolSubject, subject).start(spec)
-    printed = await first
+    async with heard(subject.stdout_of("task")) as output:
+        handle = await super(ToolSubject, subject).start(spec)
+        printed = [(await output.readline()).decode().strip() for _ in range(3)]
     if isinstance(subject.backend, contract.CanExec):
         options = ExecOptions(user="1:1", work_dir="/proc/1", env={"A": "b"})
         await subject.backend.exec(handle, ["/bin/sh", "-c", "exit 0"], timeout_s=DEADLINE_S, options=options)
@@ -71,11 +71,6 @@ async def told(subject: ToolSubject, spec: TaskSpec) -> tuple[list[str], list[li
     found = sorted({tuple(call): call for call in calls(subject.home)}.values())
     await refused(subject, found)
     return printed, found
-
-
-def _lines(path: Path) -> list[str]:
-    with path.open() as file:
-        return [next(file).strip() for _ in range(3)]
 
 
 def name_of(subject: ToolSubject) -> str:

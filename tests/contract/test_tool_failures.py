@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from dataclasses import replace
@@ -19,12 +20,13 @@ from zlayer_driver.backends.krun import missing
 from zlayer_driver.backends.seatbelt_process import seconds, user
 from zlayer_driver.backends.tool_job import Job
 from zlayer_driver.backends.tool_spec import moved
+from zlayer_driver.backends.vz import VzBackend
 from zlayer_driver.backends.vz_guest import script
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend
-from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound, StartFailed, Unsupported
+from zlayer_driver.errors import CreateFailed, InvalidSpec, NotFound, PullFailed, StartFailed, Unsupported
 from zlayer_driver.host.processes import command_lines
-from zlayer_driver.model import Exit, Handle, Health, Mount, Security, Target, TaskSpec
+from zlayer_driver.model import Auth, Exit, Handle, Health, Mount, PullPolicy, Security, Target, TaskSpec
 from zlayer_driver.testing.cases import ended
 
 __all__ = ["home", "krun", "vz"]
@@ -125,6 +127,17 @@ async def test_krunvms_own_words_are_told(krun: KrunSubject) -> None:
 async def test_tarts_own_words_are_told(vz: VzSubject) -> None:
     with pytest.raises(CreateFailed, match="404"):
         await vz.backend.start(vz.spec("task", "", image=vz.missing_image))
+
+
+async def test_tart_is_told_who_asks(vz: VzSubject) -> None:
+    """By its environment: no password is in a command line."""
+    login = {"HOSTNAME": "example.org", "USERNAME": "somebody", "PASSWORD": "hush hush"}
+    (vz.home / "tart.login").write_text(json.dumps({f"TART_REGISTRY_{key}": value for key, value in login.items()}))
+    assert isinstance(vz.backend, VzBackend)
+    with pytest.raises(PullFailed, match="401"):
+        await vz.backend.pull(vz.image, policy=PullPolicy.ALWAYS, auth=Auth("somebody", "wrong"))
+    await vz.backend.pull(vz.image, policy=PullPolicy.ALWAYS, auth=Auth("somebody", "hush hush"))
+    assert "hush" not in (vz.home / "calls").read_text()
 
 
 async def test_image_runs_its_own_command(krun: KrunSubject) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.contract.fifos import heard
 from tests.doubles.tools import BIN
 from zlayer_driver.host.processes import command_lines
 from zlayer_driver.model import Handle, TaskSpec
@@ -56,9 +56,11 @@ class ToolSubject(Subject):
 
     async def start(self, spec: TaskSpec) -> Handle:
         """A task of `runs` says when it has set what it ignores."""
-        handle = await super().start(spec)
-        if "echo ready" in spec.args[-1]:
-            await asyncio.to_thread(_read_line, Path(spec.stdout_path))
+        if "echo ready" not in spec.args[-1]:
+            return await super().start(spec)
+        async with heard(Path(spec.stdout_path)) as output:
+            handle = await super().start(spec)
+            assert await output.readline() == b"ready\n"
         return handle
 
     def argv_exits(self, code: int) -> Sequence[str]:
@@ -81,11 +83,6 @@ class ToolSubject(Subject):
             stdout_path=str(self.stdout_of(task_id)),
             stderr_path=str(self.stderr_of(task_id)),
         )
-
-
-def _read_line(path: Path) -> None:
-    with path.open() as file:
-        file.readline()
 
 
 @pytest.fixture

@@ -195,6 +195,8 @@ def exec_(argv: list[str]) -> None:
         argv, flags={"--interactive", "--tty"}, options={"--user", "--workdir"}, repeated={"--env"}, least=2, stop_at=1
     )
     doc = container_of(name)
+    if ("--tty" in found) != os.isatty(0):
+        usage("--tty goes with a terminal, and a terminal with it")
     if not doc["pid"]:
         fail("invalidState", f"container {name} is not running")
     if "--interactive" not in found:

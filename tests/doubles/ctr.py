@@ -74,10 +74,12 @@ def images_pull(argv: list[str]) -> None:
 
 
 def images_tag(argv: list[str]) -> None:
-    _, (source, target) = parse(argv, flags={"--force"}, least=2, most=2)
+    found, (source, target) = parse(argv, flags={"--force"}, least=2, most=2)
     images = load("images", {})
     if source not in images:
         fail(f'image "{source}": not found')
+    if target in images and "--force" not in found:
+        fail(f'image "{target}": already exists')
     save("images", {**images, target: images[source]})
 
 

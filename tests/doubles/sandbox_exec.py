@@ -31,9 +31,13 @@ def check(profile: str, given: dict[str, str]) -> None:
     rules = profile.replace("\n", " ")
     if rules.count("(") != rules.count(")") or not rules.startswith("(version 1)"):
         fail("<input string>:1:0: unbalanced, or of no version", BAD_PROFILE)
-    for _, operations in re.findall(r"\((allow|deny) ([^()\"]+)", rules):
+    allowed: set[str] = set()
+    for verb, operations in re.findall(r"\((allow|deny) ([^()\"]+)", rules):
         if unknown := set(operations.split()) - OPERATIONS:
             fail(f"unbound variable: {unknown}", BAD_PROFILE)
+        allowed |= set(operations.split()) if verb == "allow" else set()
+    if not allowed & {"default", "process-exec"}:
+        fail("execvp() of the command failed: Operation not permitted", NOT_APPLIED)
     named = set(re.findall(r"\(param \"(\w+)\"\)", rules))
     if named != given.keys():
         fail(f"the profile's parameters are {sorted(named)}, and {sorted(given)} are given", BAD_PROFILE)

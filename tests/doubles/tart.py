@@ -55,6 +55,8 @@ def pull(argv: list[str]) -> None:
         usage("a registry on the internet is never asked in the clear")
     if load(image_file(image), None) is None:
         fail("Error: unexpected HTTP status code 404")
+    if (login := load("tart.login", None)) and login != {key: os.environ.get(key) for key in login}:
+        fail("Error: unexpected HTTP status code 401")
     save("tart.oci", sorted({*load("tart.oci", []), image}))
 
 
@@ -129,6 +131,8 @@ def exec_(argv: list[str]) -> None:
         fail(f'VM "{name}" is not running', 2)
     if "-t" in found and not os.isatty(0):
         fail("Fatal error: 'try!' expression unexpectedly raised an error", 133)
+    if "-t" not in found and os.isatty(0):
+        usage("without -t the command has no terminal, whoever calls has one")
     if "-i" not in found:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     home = f"{HOME}/guest-{name}"
