@@ -60,6 +60,22 @@ def test_hcl_is_read_as_the_agent_reads_it(tmp_path: Path) -> None:
     assert [peer.name for peer in config.overlay.peer] == ["other"]
 
 
+def test_keys_of_other_blocks_may_be_quoted_and_dotted_as_agents_take_them(tmp_path: Path) -> None:
+    (tmp_path / "agent.hcl").write_text(
+        """
+        client {
+          options { "driver.allowlist" = "zlayer" }
+          meta {
+            "owner" = "ops"
+            rack.row = "7"
+          }
+        }
+        plugin "zlayer-driver" { config { registry_mirrors { "docker.io" = "mirror:5000" } } }
+        """
+    )
+    assert parse(PluginConfig, read(tmp_path / "agent.hcl").config, what="config").registry_mirrors == {"docker.io": "mirror:5000"}
+
+
 def test_the_files_of_a_directory_count_together(tmp_path: Path) -> None:
     (tmp_path / "1.hcl").write_text('plugin_dir = "/opt/plugins"\n')
     (tmp_path / "2.json").write_text(json.dumps({"plugin": [{"zlayer-driver": [{"config": [{"state_dir": "/srv/z"}]}]}]}))

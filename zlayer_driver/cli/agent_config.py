@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from zlayer_driver.errors import ConfigError
 
 PLUGIN = "zlayer-driver"
 META = f"{__name__}.agent"  # where a click context keeps what was read
+_KEY = re.compile(r'(^[ \t]*|[{,][ \t]*)("[^"\\\n]+"|[A-Za-z_][\w-]*(?:\.[\w-]+)+)(?=[ \t]*=[^=>])', re.MULTILINE)
+_SPELLED = "zlayer_key_"
 _SUFFIXES = (".hcl", ".json")
 
 
@@ -64,7 +67,37 @@ def _parsed(file: Path) -> Mapping[str, Any]:
 
 
 def parse_hcl(text: str) -> dict[str, Any]:
-    """HCL as plain values; a block is a list of maps. `ValueError` names the line of what does not fit."""
+    """HCL as plain values; a block is a list of maps. `ValueError` names the line of what does not fit.
+
+    Agents read HCL 1, whose keys may be quoted and have dots in any block. Where there are such, each is spelled as a plain name meanwhile.
+    """
+    try:
+        return _parsed_hcl2(text)
+    except ValueError:
+        spelled = _KEY.sub(_spelled, text)
+        if spelled == text:
+            raise
+        return dict(_read_back(_parsed_hcl2(spelled)))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    name = found[2].strip('"').encode().hex()
+    return f"{found[1]}{_SPELLED}{name}"
+
+
+def _read_back(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_read_back(item) for item in value]
+    if isinstance(value, dict):
+        return {_name(key): _read_back(item) for key, item in value.items()}
+    return value
+
+
+def _name(key: str) -> str:
+    return bytes.fromhex(key.removeprefix(_SPELLED)).decode() if key.startswith(_SPELLED) else key
+
+
+def _parsed_hcl2(text: str) -> dict[str, Any]:
     import hcl2  # noqa: PLC0415  # with lark it costs as much as all else a command needs, and few commands read HCL
     from hcl2.utils import SerializationOptions  # noqa: PLC0415  # as above
     from lark.exceptions import UnexpectedInput  # noqa: PLC0415  # as above
