@@ -60,7 +60,8 @@ def _parsed(file: Path) -> Mapping[str, Any]:
         text = file.read_text(encoding="utf-8")
         found = json.loads(text) if file.suffix == ".json" else parse_hcl(text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+        hint = "" if isinstance(error, OSError) else "mend it, or name a file that has the plugin block alone"
+        raise ConfigError(f"{file} cannot be read: {error}", hint=hint) from error
     if not isinstance(found, Mapping):
         raise ConfigError(f"{file} is no agent configuration: an object is needed")
     return found
