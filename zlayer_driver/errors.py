@@ -184,8 +184,8 @@ class EngineError(ServiceError):
 class CacheError(DriverError):
     kind = "Cache"
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read blob cache {path!r}: {reason}")
+    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot read blob cache {path!r}: {reason}", hint=hint)
         self.path = path
         self.reason = reason
 

@@ -32,6 +32,11 @@ CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
 _PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
 _COPY = "INSERT OR REPLACE INTO blobs SELECT ?, data, size_bytes, created_at, last_accessed FROM blobs WHERE digest = ?"
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_CURES = {
+    sqlite3.SQLITE_CANTOPEN: "see that the state directory can be written to",
+    sqlite3.SQLITE_READONLY: "see that the state directory can be written to",
+    sqlite3.SQLITE_FULL: "make room in the state directory",
+}
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_TIMEOUT_S = 30.0
 _TOUCH_EVERY_S = 10
@@ -119,7 +124,9 @@ class ImageCache:
             damaged = CacheError(str(self.path), f"it is damaged ({error}); a new one takes its place, and images have to be pulled again")
             damaged.recoverable = True
             return damaged
-        return (CacheBusy if code in _BUSY else CacheError)(str(self.path), str(error))
+        if code in _BUSY:
+            return CacheBusy(str(self.path), str(error))
+        return CacheError(str(self.path), str(error), hint=_CURES.get(code, ""))
 
     def _move_aside(self) -> None:
         """Keeps a damaged file for whoever wants to look at it. Nothing is moved if another process did so first."""

@@ -55,4 +55,5 @@ def _told(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot mount or unmount at {str(directory)!r}: {error.strerror}") from error
+        fault = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        raise ConfigError(f"cannot mount or unmount at {str(directory)!r}: {fault}") from error
