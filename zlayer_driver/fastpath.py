@@ -15,7 +15,7 @@ try:
         parse,
         sanitize,
         sanitize_many,
-        write_files,
+        write_members,
     )
 
     IMPLEMENTATION = "compiled"
@@ -32,7 +32,7 @@ except ImportError:
         parse,
         sanitize,
         sanitize_many,
-        write_files,
+        write_members,
     )
 
     IMPLEMENTATION = "python"
@@ -50,5 +50,5 @@ __all__ = [
     "parse",
     "sanitize",
     "sanitize_many",
-    "write_files",
+    "write_members",
 ]

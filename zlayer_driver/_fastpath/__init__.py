@@ -4,7 +4,7 @@ from zlayer_driver._fastpath.caches import BlobCache
 from zlayer_driver._fastpath.facts import image_facts
 from zlayer_driver._fastpath.placement import JobLines, choose_many, line_count
 from zlayer_driver._fastpath.references import cache_keys, canonical, canonical_many, parse, sanitize, sanitize_many
-from zlayer_driver._fastpath.writes import write_files
+from zlayer_driver._fastpath.writes import write_members
 
 __all__ = [
     "BlobCache",
@@ -18,5 +18,5 @@ __all__ = [
     "parse",
     "sanitize",
     "sanitize_many",
-    "write_files",
+    "write_members",
 ]

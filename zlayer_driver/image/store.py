@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,10 +155,10 @@ class ImageStore:
 
     def _state(self) -> object:
         """What changes with any record or layer, whoever changes it; ``None`` while that may go unseen."""
-        try:
-            found = [path.stat() for path in self._tells if path.exists()]
-        except FileNotFoundError:
-            return None
+        found: list[os.stat_result] = []
+        for path in self._tells:
+            with suppress(FileNotFoundError):
+                found.append(path.stat())
         if max((each.st_mtime_ns for each in found), default=0) > time.time_ns() - _QUIET_NS:
             return None
         return [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found]

@@ -7,7 +7,7 @@ Memory is bounded by `MAX_META` whatever the archive says.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -107,6 +107,11 @@ class Source:
     def ended(self) -> bool:
         return not self._piece and not self._refill()
 
+    @property
+    def at_hand(self) -> memoryview:
+        """The rest of the current piece, not taken."""
+        return self._piece
+
 
 @dataclass(slots=True)
 class _Extended:
@@ -131,10 +136,14 @@ class Reader:
         left, self._left = self._left, 0
         return self._source.take(left)
 
-    def content(self) -> bytes:
-        """What `data` gives, in one: for small files."""
-        left, self._left = self._left, 0
-        return self._source.read(left)
+    def hand_over(self, take: Callable[[memoryview], tuple[int, int]]) -> int:
+        """Lets ``take`` deal with members after the current entry: it is given bytes, and tells how many members it took, and their bytes."""
+        self._end_entry()
+        if self._global or self._source.ended:  # what stands in a global header would have to be told of each member
+            return 0
+        count, size = take(self._source.at_hand)
+        self._source.skip(size)
+        return count
 
     def __iter__(self) -> Iterator[Entry]:
         extended = _Extended(dict(self._global))
@@ -147,9 +156,12 @@ class Reader:
             if entry is not None:
                 yield entry
             extended = _Extended(dict(self._global))
-            self._source.skip(self._left + self._padding)
-            self._left = self._padding = 0
+            self._end_entry()
         self._source.drain()
+
+    def _end_entry(self) -> None:
+        self._source.skip(self._left + self._padding)
+        self._left = self._padding = 0
 
     def _header(self) -> bytes | None:
         """The next header block; ``None`` after the end mark. Some writers leave the end mark out, so the stream's end is one too."""

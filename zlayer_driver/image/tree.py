@@ -72,9 +72,9 @@ class Tree:
         """An open directory, made where it is missing. The number is good until the next call."""
         return self._opened(self._real(parts))
 
-    def open_parent(self, parts: Parts) -> int | None:
-        """The directory of an entry, if it is open just now. The number is good until the next call of another kind."""
-        return self._open.get(parts[:-1]) if parts else None
+    def if_open(self, parts: Parts) -> int | None:
+        """A directory that no link leads to, if it is open just now. The number is good until the next call of another kind."""
+        return self._open.get(parts)
 
     def described_directory(self, parts: Parts, mtime_ns: int) -> int:
         """Like `directory`, for one that has an entry of its own: what is there and no directory gives way. Its time is set at the end."""

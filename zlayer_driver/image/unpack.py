@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from zlayer_driver import fastpath
 from zlayer_driver.image.merged import Parts
 from zlayer_driver.image.tar import Entry, Kind, Reader, Source
 from zlayer_driver.image.tree import Tree, set_xattrs, shown, split, write_all
-from zlayer_driver.image.values import MIB, Limits, Malformed
+from zlayer_driver.image.values import Limits, Malformed
 
-_SMALL = 64 * 1024  # bytes of a file that is worth waiting for others
-_BATCH_BYTES = 1 * MIB
-_BATCH_FILES = 256
+_SMALL = 64 * 1024  # bytes of a file that is written together with others
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _CONTENT_FAULTS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ENOENT, errno.EILSEQ})  # what a file system says of bad names
@@ -47,12 +44,8 @@ def unpack(pieces: Iterable[bytes], root: Path, *, limits: Limits, allow_devices
         reader = Reader(Source(pieces))
         for entry in reader:
             layer.add(entry, reader)
-        layer.flush()
         tree.finish()
         return Unpacked(tuple(sorted(tree.implied)), layer.entries, chained=bool(below))
-
-
-_Row = tuple[int, bytes, bytes, int, int, int, int]
 
 
 class _Layer:
@@ -62,8 +55,6 @@ class _Layer:
         self._limits = limits
         self._allow_devices = allow_devices
         self._small = min(_SMALL, limits.layer_bytes)
-        self._waiting: list[tuple[Entry, Parts, _Row]] = []  # small files, not yet made
-        self._waiting_bytes = 0
         self._makers: dict[Kind, Callable[[Entry, Parts, Iterator[memoryview]], None]] = {
             Kind.FILE: self._file,
             Kind.DIRECTORY: self._directory,
@@ -75,6 +66,7 @@ class _Layer:
         }
 
     def add(self, entry: Entry, reader: Reader) -> None:
+        """Also the members after ``entry``, as far as they are plain small files in one directory with it."""
         self.entries += 1
         if self.entries > self._limits.entries:
             raise Malformed(f"a layer has more than {self._limits.entries} entries, which image_max_layer_entries allows")
@@ -82,35 +74,26 @@ class _Layer:
         if len(parts) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
         marked = _WHITEOUT in entry.name and any(part.startswith(_WHITEOUT) for part in parts)
-        if not marked and entry.kind is Kind.FILE and self._waits(entry, parts, reader):
-            return
-        self.flush()
-        with _told(entry):
+        try:
             if marked:
                 self._whiteout(parts)
             else:
                 self._makers[entry.kind](entry, parts, reader.data())
+        except OSError as error:
+            if error.errno not in _CONTENT_FAULTS:
+                raise
+            raise Malformed(f"{shown(entry.name)} cannot be made: {error.strerror}") from error
+        if not marked:
+            self._add_followers(entry, reader)
 
-    def flush(self) -> None:
-        """Makes the small files that wait. From the first that fails on, they are made like others: that closes directories, and tells why."""
-        if self._waiting:
-            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-            done = fastpath.write_files([row for _, _, row in waiting])
-            for entry, parts, row in waiting[done:]:
-                with _told(entry):
-                    self._file(entry, parts, iter([memoryview(row[2])]))
-
-    def _waits(self, entry: Entry, parts: Parts, reader: Reader) -> bool:
-        """Keeps a small plain file, in a directory that is open, to be made together with those that follow it."""
-        folder = self._tree.open_parent(parts)
-        if folder is None or entry.size > self._small or entry.segments is not None or entry.xattrs:
-            return False
-        row = folder, parts[-1], reader.content(), entry.uid, entry.gid, entry.mode, entry.mtime_ns
-        self._waiting.append((entry, parts, row))
-        self._waiting_bytes += entry.size
-        if self._waiting_bytes > _BATCH_BYTES or len(self._waiting) >= _BATCH_FILES:
-            self.flush()
-        return True
+    def _add_followers(self, entry: Entry, reader: Reader) -> None:
+        """Members that are not plain, and files that fail, are left to `add`, which gives way to them or tells why not."""
+        name = entry.name
+        prefix = name.rstrip(b"/") + b"/" if entry.kind is Kind.DIRECTORY else name[: name.rfind(b"/") + 1]
+        folder = self._tree.if_open(split(prefix))
+        most = self._limits.entries - self.entries
+        if folder is not None:
+            self.entries += reader.hand_over(lambda archive: fastpath.write_members(archive, folder, prefix, self._small, most))
 
     def _whiteout(self, parts: Parts) -> None:
         name = parts[-1]
@@ -166,17 +149,6 @@ class _Layer:
         kind = stat.S_IFCHR if entry.kind is Kind.CHAR_DEVICE else stat.S_IFBLK
         os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=parent)
         _describe_by_name(parent, name, entry)
-
-
-@contextmanager
-def _told(entry: Entry) -> Iterator[None]:
-    """What a file system says of bad names, as the fault of the archive."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _CONTENT_FAULTS:
-            raise
-        raise Malformed(f"{shown(entry.name)} cannot be made: {error.strerror}") from error
 
 
 def _write_sparse(fd: int, entry: Entry, views: Iterator[memoryview]) -> None:
