@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-@asynccontextmanager
-async def heard(fifo: Path) -> AsyncIterator[asyncio.StreamReader]:
-    """What is written to it from now on, up to the end of its last writer: a task that dies early keeps nobody waiting."""
+async def heard(fifo: Path, starting: Awaitable[T], lines: int = 1) -> tuple[T, list[str]]:
+    """What ``starting`` gives, and the first lines of what it has started; they are empty where that has died early, for nobody waits then."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    held = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # until then its writers may go, as one does whose place another takes
     try:
-        yield reader
+        try:
+            started = await starting
+        finally:
+            os.close(held)
+        return started, [(await reader.readline()).decode().strip() for _ in range(lines)]
     finally:
         transport.close()

@@ -56,9 +56,7 @@ def read_only(subject: ToolSubject) -> Mount:
 
 async def told(subject: ToolSubject, spec: TaskSpec) -> tuple[list[str], list[list[str]]]:
     """What the task printed, and each command line of its life once."""
-    async with heard(subject.stdout_of("task")) as output:
-        handle = await super(ToolSubject, subject).start(spec)
-        printed = [(await output.readline()).decode().strip() for _ in range(3)]
+    handle, printed = await heard(subject.stdout_of("task"), super(ToolSubject, subject).start(spec), lines=3)
     if isinstance(subject.backend, contract.CanExec):
         options = ExecOptions(user="1:1", work_dir="/proc/1", env={"A": "b"})
         await subject.backend.exec(handle, ["/bin/sh", "-c", "exit 0"], timeout_s=DEADLINE_S, options=options)

@@ -140,6 +140,15 @@ async def test_tart_is_told_who_asks(vz: VzSubject) -> None:
     assert "hush" not in (vz.home / "calls").read_text()
 
 
+async def test_registry_of_this_machine_is_asked_in_the_clear(vz: VzSubject) -> None:
+    """Which the double refuses of any other, as of this one the other way."""
+    image = "127.0.0.1:5000/macos:v1"
+    (vz.home / "images" / image.replace("/", "_")).write_text("{}")
+    assert isinstance(vz.backend, VzBackend)
+    await vz.backend.pull(image, policy=PullPolicy.ALWAYS, auth=None)
+    assert await vz.backend.has_image(image)
+
+
 async def test_image_runs_its_own_command(krun: KrunSubject) -> None:
     spec = replace(krun.spec("task", ""), command=None, args=())
     handle = Handle("task", Target.DELEGATE, "krun", await krun.backend.start(spec))

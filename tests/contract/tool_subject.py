@@ -58,9 +58,8 @@ class ToolSubject(Subject):
         """A task of `runs` says when it has set what it ignores."""
         if "echo ready" not in spec.args[-1]:
             return await super().start(spec)
-        async with heard(Path(spec.stdout_path)) as output:
-            handle = await super().start(spec)
-            assert await output.readline() == b"ready\n"
+        handle, said = await heard(Path(spec.stdout_path), super().start(spec))
+        assert said == ["ready"]
         return handle
 
     def argv_exits(self, code: int) -> Sequence[str]:
