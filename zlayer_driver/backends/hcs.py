@@ -33,14 +33,15 @@ from weakref import WeakValueDictionary
 
 from zlayer_driver.backends import Context
 from zlayer_driver.backends.hcs_container import Container
-from zlayer_driver.backends.hcs_ctr import HINT, Ctr, Exits
+from zlayer_driver.backends.hcs_ctr import HINT, KILL, Ctr, Exits
+from zlayer_driver.backends.hcs_exec import execute
 from zlayer_driver.backends.hcs_images import CtrImages
 from zlayer_driver.backends.hcs_run import arguments, isolated
 from zlayer_driver.errors import CreateFailed, DriverError, InvalidSpec, NotFound, TimedOut, Unsupported
 from zlayer_driver.model import ExecResult, Exit, Fingerprint, Handle, Health, TaskSpec, TaskState
 from zlayer_driver.readings import ExecOptions, Usage
 
-_SIGNALS: Final = {"HUP": 1, "INT": 2, "TRAP": 5, "ABRT": 6, "KILL": 9, "TERM": 15}
+_SIGNALS: Final = {"HUP": 1, "INT": 2, "TRAP": 5, "ABRT": 6, "KILL": KILL, "TERM": 15}
 
 
 def make(context: Context) -> HcsBackend:
@@ -54,10 +55,8 @@ class HcsBackend(CtrImages):
     name = "hcs"
 
     def __init__(self, *, root: Path, build: str, insecure: Sequence[str] = ()) -> None:
-        self._ctr = Ctr()
-        super().__init__(self._ctr, build=build, insecure=insecure)
+        super().__init__(Ctr(), build=build, insecure=insecure)
         self._root = root
-        self._build = build
         self._exits = Exits(self._ctr)
         self._containers: WeakValueDictionary[str, Container] = WeakValueDictionary()  # of those who wait
 
@@ -110,7 +109,10 @@ class HcsBackend(CtrImages):
         await self._had(handle).signal(number)
 
     async def exec(self, handle: Handle, argv: Sequence[str], *, timeout_s: float, options: ExecOptions | None = None) -> ExecResult:
-        return await self._had(handle).execute(argv, options or ExecOptions(), timeout_s=timeout_s)
+        container = self._had(handle)
+        if not await container.running():
+            raise NotFound(handle.task_id, "it has ended")
+        return await execute(self._ctr, container.id, argv, options or ExecOptions(), timeout_s=timeout_s)
 
     async def state(self, handle: Handle) -> TaskState:
         return TaskState.RUNNING if await self._had(handle).running() else TaskState.EXITED

@@ -17,22 +17,18 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from zlayer_driver.backends.hcs_ctr import Ctr, Exits, refusal
-from zlayer_driver.errors import InternalError, InvalidSpec, NotFound, TimedOut, Unsupported
-from zlayer_driver.model import ExecResult, Exit, Handle
-from zlayer_driver.readings import ExecOptions
+from zlayer_driver.backends.hcs_ctr import KILL, Ctr, Exits, refusal
+from zlayer_driver.errors import InternalError, NotFound, TimedOut
+from zlayer_driver.model import Exit, Handle
 
-_KILL: Final = 9
 _KILL_TIMEOUT_S: Final = 60.0
 _TOLD: Final = re.compile(r"exit with non-zero exit code (\d+)")
-_NO_COMMAND: Final = re.compile("cannot find the (file|path) specified", re.IGNORECASE)
-_NOT_FOUND: Final = 127
 _LOST: Final = Exit(255, error="the exit code is lost: containerd no longer has the task")
 
 
@@ -89,7 +85,7 @@ class Container:
 
     async def signal(self, number: int) -> None:
         """`NotFound` if it has ended."""
-        if number == _KILL:
+        if number == KILL:
             (self.dir / "killed").touch()
         done = await self._ctr.run("tasks", "kill", "--signal", str(number), self.id)
         if done.status != 0:
@@ -99,35 +95,17 @@ class Container:
         """Returns when it has ended, which may have been before."""
         if await self.running():
             with suppress(NotFound):
-                await self.signal(_KILL)
+                await self.signal(KILL)
         try:
             async with asyncio.timeout(_KILL_TIMEOUT_S):
                 await self.wait()
         except TimeoutError:
             raise TimedOut(f"the end of container {self.id!r}", _KILL_TIMEOUT_S) from None
 
-    async def execute(self, argv: Sequence[str], options: ExecOptions, *, timeout_s: float) -> ExecResult:
-        """`Unsupported` where there are variables: ctr passes none on to a further command."""
-        if options.env:
-            raise Unsupported("a further command in a Windows container takes no variables of its own", hint="set them in the command")
-        if not await self.running():
-            raise NotFound(self._task_id, "it has ended")
-        name = f"exec-{secrets.token_hex(6)}"
-        where = [*(["--cwd", options.work_dir] if options.work_dir else []), *(["--user", options.user] if options.user else [])]
-        try:
-            done = await self._ctr.run("tasks", "exec", "--exec-id", name, *where, self.id, *argv, timeout_s=timeout_s)
-        except TimedOut:
-            await self._ctr.run("tasks", "kill", "--exec-id", name, "--signal", str(_KILL), self.id)
-            raise TimedOut(f"command {argv[0]!r}", timeout_s) from None
-        told = refusal(done)
-        if told and not _NO_COMMAND.search(told):
-            raise InvalidSpec(f"command {argv[0]!r} cannot be executed: {told}")
-        return ExecResult(Exit(_NOT_FOUND), stderr=told.encode()) if told else ExecResult(Exit(done.status), done.stdout, done.stderr)
-
     async def remove(self) -> None:
         """All of it, whatever there is. A task that ended by itself is signalled too: that is when ctr takes its network away."""
         if self.ended() is None and await self._ctr.task(self.id):
-            await self._ctr.run("tasks", "kill", "--signal", str(_KILL), self.id)
+            await self._ctr.run("tasks", "kill", "--signal", str(KILL), self.id)
             await self._ctr.run("tasks", "delete", "--force", self.id)
         done = await self._ctr.run("containers", "delete", self.id)
         if done.status != 0 and not refusal(done).endswith("not found"):
@@ -139,7 +117,7 @@ class Container:
         async with self._collecting:
             if self.ended() or not self.dir.exists():
                 return
-            await self._ctr.run("tasks", "kill", "--signal", str(_KILL), self.id)  # for its network, as above
+            await self._ctr.run("tasks", "kill", "--signal", str(KILL), self.id)  # for its network, as above
             done = await self._ctr.run("tasks", "delete", self.id)
             with suppress(FileNotFoundError):  # removed meanwhile
                 half = self.dir / "exit.half"
@@ -148,7 +126,7 @@ class Container:
 
     def _end(self, status: int, told: str) -> Exit:
         if (self.dir / "killed").exists():
-            return Exit(128 + _KILL, _KILL)
+            return Exit(128 + KILL, KILL)
         if status != 0:
             return _LOST
         code = int(found[1]) if (found := _TOLD.search(told)) else 0

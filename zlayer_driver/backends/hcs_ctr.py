@@ -17,6 +17,7 @@ ADDRESS: Final = r"\\.\pipe\containerd-containerd"
 NAMESPACE: Final = "zlayer"
 HINT: Final = "install containerd 2 with its service, and put its directory on the PATH"
 _TIMEOUT_S: Final = 60.0
+KILL: Final = 9  # the one signal that the shim ends a process at
 _FENCE_PAUSE_S: Final = 0.5
 _EVENT: Final = re.compile(r".* (\S+) (/\S+) (\{.*\})\s*")  # time, which has blanks; namespace; topic; the event as JSON
 _EXIT, _UPDATE = "/tasks/exit", "/containers/update"
