@@ -1,7 +1,8 @@
 """How long a pull takes, from a registry on loopback to directories that can be mounted, beside podman, skopeo with umoci, and the floor.
 
-The images are made of this machine's own files: one large layer, and one of 5,000 small files. All storage is fresh in each round. The floor
-is what no tool can go below: hashing and inflating the largest layer, or writing the same files, whichever is slower.
+The images are made of this machine's own files: one large layer, and one of 5,000 small files. All storage is fresh in each round. Ours runs in
+a process of its own, as the peers do; it stays, as a driver does. The floor is the slower of two things that no tool can leave out, each on one
+core: hashing and inflating the blobs, and writing the same files, without their owners, modes and times.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,10 +19,12 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from isal import isal_zlib
 
 from benchmarks.conftest import Versus
 from tests.doubles import registry
@@ -41,13 +45,14 @@ ROUNDS = {70: 3, 400: 1}
 def large_layer(compressed_mb: int) -> bytes:
     """Files of this machine that make about so many MB of gzip."""
     out = io.BytesIO()
-    budget = compressed_mb * 2_000_000
+    budget = compressed_mb * 1_000_000
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in files():
             if budget <= 0:
                 break
             tar.add(path, path.relative_to("/"), recursive=False)
-            budget -= path.stat().st_size
+            if path.is_file():
+                budget -= len(isal_zlib.compress(path.read_bytes(), 1))
     return out.getvalue()
 
 
@@ -71,10 +76,10 @@ def small_layer() -> bytes:
 
 @dataclass(frozen=True)
 class Served:
-    """An image in a registry, its largest blob, and its layers as they were."""
+    """An image in a registry, and its layers as they are there and as they were."""
 
     reference: str
-    blob: bytes
+    blobs: tuple[bytes, ...]
     layers: tuple[bytes, ...]
     rounds: int
 
@@ -84,7 +89,8 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     layers = (large_layer(request.param), small_layer())
     built = image(layers)
     with tempfile.TemporaryDirectory(prefix="zlayer-bench-", dir=PLACES["memory"]) as work, registry.running(Path(work)) as server:
-        yield Served(server.push(built, "bench", "1"), max(built.blobs.values(), key=len), layers, ROUNDS[request.param])
+        blobs = tuple(content for content in built.blobs.values() if content.startswith(b"\x1f\x8b"))
+        yield Served(server.push(built, "bench", "1"), blobs, layers, ROUNDS[request.param])
 
 
 @pytest.fixture(params=PLACES)
@@ -117,13 +123,19 @@ def _in_memory(place: Path) -> bool:
     return place.is_relative_to(PLACES["memory"])
 
 
-def ours(served: Served) -> Pull:
-    async def work(storage: Path) -> None:
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Callable[[Served], Pull]]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as driver:
+        yield lambda served: lambda storage: driver.submit(pulled, served.reference, storage).result()
+
+
+def pulled(reference: str, storage: Path) -> None:
+    async def work() -> None:
         store = ImageStore(storage)
-        await store.pull(served.reference, policy=PullPolicy.ALWAYS, auth=None)
+        await store.pull(reference, policy=PullPolicy.ALWAYS, auth=None)
         await store.close()
 
-    return lambda storage: asyncio.run(work(storage))
+    asyncio.run(work())
 
 
 def podman(served: Served) -> Pull:
@@ -150,18 +162,22 @@ def run(storage: Path, *argv: str | Path) -> None:
 
 
 def floor(served: Served) -> Pull:
-    """The slower of the two things that cannot be left out, in seconds."""
-    data = [content for layer in served.layers for content in contents(layer)]
+    """The slower of the two, in seconds."""
+    files = [file for layer in served.layers for file in contents(layer)]
+    folders = sorted({above for name, _ in files for above in name.parents})
 
     def work(storage: Path) -> float:
         began = time.perf_counter()
-        hashlib.sha256(served.blob)
-        for _ in inflated([served.blob], "gzip", Limits()):
-            pass
+        for blob in served.blobs:
+            hashlib.sha256(blob)
+            for _ in inflated([blob], "gzip", Limits()):
+                pass
         inflating = time.perf_counter() - began
         began = time.perf_counter()
-        for number, content in enumerate(data):
-            fd = os.open(storage / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        for folder in folders:
+            (storage / folder).mkdir(exist_ok=True)
+        for name, content in files:
+            fd = os.open(storage / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             os.write(fd, content)
             os.close(fd)
         return max(inflating, time.perf_counter() - began)
@@ -169,25 +185,24 @@ def floor(served: Served) -> Pull:
     return work
 
 
-def contents(layer: bytes) -> Iterator[bytes]:
+def contents(layer: bytes) -> Iterator[tuple[Path, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
         for info in tar:
             file = tar.extractfile(info) if info.isreg() else None
             if file is not None:
-                yield file.read()
+                yield Path(info.name), file.read()
 
 
-def test_pull_beside_podman(served: Served, place: Path, versus: Versus) -> None:
+def test_pull_beside_podman(served: Served, place: Path, ours: Callable[[Served], Pull], versus: Versus) -> None:
     limit = 1 / 3 if _in_memory(place) else 1 / 2
     versus(fresh(place, ours(served)), fresh(place, podman(served)), against="podman", limit=limit, rounds=served.rounds)
 
 
-@pytest.mark.parametrize("served", [70], indirect=True, ids=["70MB"])
-def test_pull_beside_the_floor(served: Served, place: Path, versus: Versus) -> None:
+def test_pull_beside_the_floor(served: Served, place: Path, ours: Callable[[Served], Pull], versus: Versus) -> None:
     peer = "the slower of sha256 + inflate and raw writes"
     versus(fresh(place, ours(served)), fresh(place, floor(served)), against=peer, limit=1.5, rounds=2 * served.rounds)
 
 
 @pytest.mark.parametrize("served", [70], indirect=True, ids=["70MB"])
-def test_pull_beside_skopeo_and_umoci(served: Served, place: Path, versus: Versus) -> None:
+def test_pull_beside_skopeo_and_umoci(served: Served, place: Path, ours: Callable[[Served], Pull], versus: Versus) -> None:
     versus(fresh(place, ours(served)), fresh(place, skopeo_and_umoci(served)), against="skopeo + umoci", rounds=served.rounds)
