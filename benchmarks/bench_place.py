@@ -169,7 +169,7 @@ def draw(path: Path, by_jobs: list[tuple[int, float]], by_nodes: list[tuple[int,
 def in_process(batch: Path, workers: int) -> None:
     decider = Decider(SHAPES[1], lambda _image: ImageFacts())
     with batch.open("rb") as file, batch.with_suffix(".out").open("wb") as out:
-        for block in Batch(decider, workers).answers(chunks(file, workers)):
+        for block in Batch(decider, workers).answers(chunks(file)):
             out.write(block)
 
 

@@ -15,7 +15,7 @@ from zlayer_driver.choice import NodeShape, Request, choose
 from zlayer_driver.errors import DriverError
 from zlayer_driver.fastpath import canonical
 from zlayer_driver.model import OS, ImageFacts, Isolation, Platform, Target
-from zlayer_driver.nomad.batch import answers, chunks
+from zlayer_driver.nomad.batch import Batch, answers, chunks
 from zlayer_driver.nomad.placement import MAX_LINE_BYTES, Decider
 
 LINUX = NodeShape(OS.LINUX, frozenset({Target.PRIMARY}))
@@ -100,15 +100,33 @@ def test_a_line_that_never_ends_is_cut_and_the_next_one_counts_on() -> None:
     assert "longer than" in bad["error"]["message"]
 
 
+def test_threads_answer_in_order_what_one_answers() -> None:
+    sizes = (3, 500, 1, 2000, 7, 0) * 4  # memory for answers must grow, and be too large, on the way
+    work = [
+        (b"".join(b'{"id": "%d-%d", "image": "x"}\n' % (n, m) for m in range(size)), sum(sizes[:n]) + 1) for n, size in enumerate(sizes)
+    ]
+    one = b"".join(map(bytes, Batch(Decider(MAC, _nothing_known)).answers(work)))
+    assert [json.loads(line)["id"] for line in one.splitlines()] == [f"{n}-{m}" for n, size in enumerate(sizes) for m in range(size)]
+    for workers in (2, 5):
+        batch = Batch(Decider(MAC, _nothing_known), workers)
+        assert b"".join(map(bytes, batch.answers(work))) == one
+        assert sum(batch.counts.values()) == sum(sizes)
+
+
 def test_memory_does_not_grow_with_the_number_of_jobs() -> None:
     class Endless(io.RawIOBase):
         left = 20
 
-        def read1(self, _size: int = -1, /) -> bytes:
-            self.left -= 1
-            return b'{"id": "job", "image": "alpine"}\n{"id": "j\xc3\xb6b", "image": "b"}\n' * 500 if self.left >= 0 else b""
+        def readable(self) -> bool:
+            return True
 
-    stream = answers(Endless(), Decider(LINUX, _nothing_known))  # type: ignore[arg-type]  # only read1 is asked of it
+        def readinto(self, memory: Any, /) -> int:
+            self.left -= 1
+            lines = b'{"id": "job", "image": "alpine"}\n{"id": "j\xc3\xb6b", "image": "b"}\n' * 500 if self.left >= 0 else b""
+            memory[: len(lines)] = lines
+            return len(lines)
+
+    stream = answers(io.BufferedReader(Endless()), Decider(LINUX, _nothing_known))
     for _ in range(1000):
         next(stream)
     tracemalloc.start()

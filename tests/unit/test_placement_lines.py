@@ -156,6 +156,26 @@ def test_what_asking_raises_comes_out() -> None:
             kind(ask, lambda _image: None).answer(b"x\n", 1)
 
 
+def test_memory_for_answers_is_used_again_and_only_grows() -> None:
+    many, one = b'{"id": "a", "image": "linux"}\n' * 500, b'{"id": "b", "image": "mac"}\n'
+    for lines in (_lines(_fastpath.JobLines), _lines(_fastpath_py.JobLines)):
+        memory = bytearray()
+        size = lines.answer_into(many, 1, memory)
+        assert bytes(memory[:size]) == lines.answer(many, 1)
+        room = len(memory)
+        size = lines.answer_into(one, 1, memory)
+        assert bytes(memory[:size]) == lines.answer(one, 1)
+        assert (lines.answer_into(b"", 1, memory), len(memory)) == (0, room)
+
+
+def test_memory_that_somebody_looks_at_is_not_moved() -> None:
+    for lines in (_lines(_fastpath.JobLines), _lines(_fastpath_py.JobLines)):
+        memory = bytearray(10)
+        with memoryview(memory), pytest.raises((MemoryError, BufferError)):
+            lines.answer_into(b'{"id": "b", "image": "mac"}\n', 1, memory)
+        assert len(memory) == 10
+
+
 def test_lines_are_counted() -> None:
     for raw in (b"", b"a", b"a\n", b"\n\n" * 100):
         assert _fastpath.line_count(raw) == _fastpath_py.line_count(raw) == raw.count(b"\n")

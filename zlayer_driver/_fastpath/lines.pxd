@@ -6,8 +6,9 @@ facts, are of one kind: they have the same answer but for the id, the line's num
 told is kept as text with holes; what is known of images is kept beside it.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_Resize
 from libc.stdio cimport snprintf
-from libc.stdlib cimport realloc
 from libc.string cimport memchr, memcmp, memset
 
 from zlayer_driver._fastpath.kinds cimport (
@@ -55,9 +56,8 @@ cdef struct Pass:  # one way through a chunk of lines; `missed` is the line that
     Slice missed
     Job job
     bint is_plain
-    char* out
+    Py_buffer out  # of a bytearray, whose first `size` bytes are answers
     Py_ssize_t size
-    Py_ssize_t room
     long long counts[MAX_COUNTS]
 
 
@@ -190,28 +190,23 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
     )
 
 
-cdef inline bint ensure(Pass* lines, Py_ssize_t size) noexcept nogil:
-    """Makes room for ``size`` bytes more."""
-    cdef Py_ssize_t room = lines.room
-    cdef char* grown
-    if lines.size + size <= room:
-        return True
-    while room < lines.size + size:
-        room = 2 * room + 4096
-    grown = <char*>realloc(lines.out, <size_t>room)
-    if grown == NULL:
+cdef inline bint grow(Pass* lines, Py_ssize_t room) noexcept with gil:
+    cdef object out = <object>lines.out.obj
+    PyBuffer_Release(&lines.out)  # nobody can change the size of what is in use, not even its owner
+    try:
+        PyByteArray_Resize(out, room)
+        PyObject_GetBuffer(out, &lines.out, PyBUF_WRITABLE)
+    except (BufferError, MemoryError):
         return False
-    lines.out = grown
-    lines.room = room
     return True
 
 
 cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
     if text.size == 0:
         return True
-    if not ensure(lines, text.size):
+    if lines.size + text.size > lines.out.len and not grow(lines, 2 * (lines.size + text.size) + 4096):
         return False
-    put(lines.out + lines.size, text)
+    put(<char*>lines.out.buf + lines.size, text)
     lines.size += text.size
     return True
 

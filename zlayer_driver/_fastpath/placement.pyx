@@ -2,11 +2,12 @@
 """Decisions for many requests, compiled; `_fastpath_py.placement` has the same functions and answers in plain Python."""
 
 from cython cimport final
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
 from zlayer_driver._fastpath.grammar cimport Slice
 from zlayer_driver._fastpath.kinds cimport (
@@ -320,12 +321,19 @@ cdef class JobLines:
 
     def answer(self, bytes chunk not None, long long first) -> bytes:
         """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
+        answers = bytearray()
+        size = self.answer_into(chunk, first, answers)
+        return bytes(memoryview(answers)[:size])
+
+    def answer_into(self, bytes chunk not None, long long first, bytearray answers not None) -> int:
+        """How many of the first bytes of ``answers`` are now the answers to ``chunk``. It grows as needed, and never shrinks."""
         cdef Pass lines
         cdef Ending ending
         memset(&lines, 0, sizeof(Pass))
         lines.at = PyBytes_AS_STRING(chunk)
         lines.end = lines.at + len(chunk)
         lines.line = first - 1
+        PyObject_GetBuffer(answers, &lines.out, PyBUF_WRITABLE)
         try:
             while True:
                 with nogil:
@@ -335,17 +343,9 @@ cdef class JobLines:
                 if ending == AT_END:
                     for i in range(MAX_COUNTS):
                         self._counts[i] += lines.counts[i]
-                    return self._written(&lines)
+                    return lines.size
         finally:
-            free(lines.out)
-
-    cdef bytes _written(self, const Pass* lines):
-        cdef bytes text = PyBytes_FromStringAndSize(NULL, lines.size)
-        cdef char* at = PyBytes_AS_STRING(text)
-        with nogil:
-            if lines.size > 0:  # else there may be no memory yet
-                memcpy(at, lines.out, <size_t>lines.size)
-        return text
+            PyBuffer_Release(&lines.out)
 
     cdef bint _learn(self, Pass* lines) except -1:
         """Answers the line that was missed; what is learnt of it is kept where there is room."""

@@ -76,6 +76,12 @@ class JobLines:
                 self._counts[counter] += 1
         return b"".join(answers)
 
+    def answer_into(self, chunk: bytes, first: int, answers: bytearray) -> int:
+        """How many of the first bytes of ``answers`` are now the answers to ``chunk``. It grows as needed, and never shrinks."""
+        text = self.answer(chunk, first)
+        answers[: len(text)] = text
+        return len(text)
+
 
 def line_count(chunk: bytes) -> int:
     """How many lines end in ``chunk``."""

@@ -102,7 +102,7 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
     with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
         known = lru_cache(_KEPT_FACTS)(facts)
         fleet = Fleet(fleet_nodes(options["fleet"])) if options["fleet"] else None
-        with _watched(chunks(file, options["workers"]), file) as work:
+        with _watched(chunks(file), file) as work:
             if options["submit"] or options["dry_run"]:
                 all_good = _to_nomad(config, works(work, known, fleet), getattr(file, "name", ""), as_json=as_json, **options)
             else:
@@ -217,11 +217,11 @@ def show_summary(counts: Counter[tuple[str, str]], *, as_json: bool) -> None:
     show_rows(rows, as_json=as_json, title="Placement")
 
 
-def print_answers(answers: Iterable[bytes], *, as_table: bool) -> None:
+def print_answers(answers: Iterable[bytes | memoryview], *, as_table: bool) -> None:
     """Blocks of NDJSON answers as they are, or in columns."""
     out = sys.stdout.buffer
     for block in answers:
-        out.write(b"".join(map(_row, block.splitlines())) if as_table else block)
+        out.write(b"".join(map(_row, bytes(block).splitlines())) if as_table else block)
     out.flush()
 
 

@@ -17,8 +17,7 @@ from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.model import ImageFacts
 from zlayer_driver.nomad.placement import MAX_LINE_BYTES, OUTCOMES, Answer, Decider, parse_job, read_line
 
-_ALONE_BYTES = 1 << 18  # memory for as much is used again and again; for more, the C library goes to the kernel each time
-_SHARED_BYTES = 1 << 20  # between threads, what a chunk costs to hand over counts for more
+_CHUNK_BYTES = 1 << 18  # memory for as much is used again and again; for more, the C library goes to the kernel each time
 Chunk = tuple[bytes, int]
 
 
@@ -45,18 +44,19 @@ def read_facts(path: Path) -> dict[str, ImageFacts]:
     return found
 
 
-def chunks(file: BinaryIO, workers: int = 1) -> Iterator[Chunk]:
+def chunks(file: BinaryIO) -> Iterator[Chunk]:
     """Whole lines, and the number of the first; of a line that is too long, enough to tell that it is."""
-    rest, number, size = b"", 1, _ALONE_BYTES if workers == 1 else _SHARED_BYTES
-    while piece := file.read1(size):  # type: ignore[attr-defined]  # every buffered binary file has it, and typeshed's BinaryIO not
-        end = piece.rfind(b"\n") + 1
+    memory, rest, number = bytearray(_CHUNK_BYTES), b"", 1
+    piece = memoryview(memory)
+    while size := file.readinto1(memory):  # type: ignore[attr-defined]  # every buffered binary file has it, and typeshed's BinaryIO not
+        end = memory.rfind(b"\n", 0, size) + 1
         if end:
-            lines = b"".join((rest, memoryview(piece)[:end]))
+            lines = b"".join((rest, piece[:end]))
             yield lines, number
             number += fastpath.line_count(lines)
-            rest = piece[end:]
+            rest = bytes(piece[end:size])
         else:
-            rest = (rest + piece)[: MAX_LINE_BYTES + 1]
+            rest = b"".join((rest, piece[:size]))[: MAX_LINE_BYTES + 1]
     if rest:
         yield rest, number
 
@@ -73,22 +73,31 @@ class Batch:
         counts = self._lines.counts
         return Counter({outcome: counts[number] for outcome, number in OUTCOMES.items() if number and counts[number]})
 
-    def answers(self, work: Iterable[Chunk]) -> Iterator[bytes]:
-        """The answers to each chunk, in order."""
+    def answers(self, work: Iterable[Chunk]) -> Iterator[memoryview]:
+        """The answers to each chunk, in order; each is good until the next is asked for."""
+        for memory, size in self._answered(work):
+            with memoryview(memory)[:size] as block:
+                yield block
+
+    def _answered(self, work: Iterable[Chunk]) -> Iterator[tuple[bytearray, int]]:
+        """Memory, used again and again, and how much of it is answers: threads that ask the kernel for fresh memory wait for each other."""
         if self._workers == 1:
-            yield from (self._lines.answer(chunk, number) for chunk, number in work)
+            memory = bytearray()
+            yield from ((memory, self._lines.answer_into(chunk, number, memory)) for chunk, number in work)
             return
-        ahead = deque[Future[bytes]]()
+        ahead, spare = deque[tuple[bytearray, Future[int]]](), list[bytearray]()
         with ThreadPoolExecutor(self._workers) as pool:
             for chunk, number in work:
-                ahead.append(pool.submit(self._lines.answer, chunk, number))
+                memory = spare.pop() if spare else bytearray()
+                ahead.append((memory, pool.submit(self._lines.answer_into, chunk, number, memory)))
                 if len(ahead) > 2 * self._workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                    memory, size = ahead.popleft()
+                    yield memory, size.result()
+                    spare.append(memory)
+            yield from ((memory, size.result()) for memory, size in ahead)
 
 
 def answers(file: BinaryIO, decider: Decider) -> Iterator[Answer]:
     """One answer a line, in order, as values."""
     for block in Batch(decider).answers(chunks(file)):
-        yield from map(json.loads, block.splitlines())
+        yield from map(json.loads, bytes(block).splitlines())
