@@ -95,7 +95,7 @@ async def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mirrors", [{"docker.io": ""}, {"docker.io": "a,"}, {"docker.io": "https://a"}])
 def test_mirrors_are_hosts(mirrors: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="registry_mirrors: .* is no registry: name it as host"):
+    with pytest.raises(ConfigError, match=r"registry_mirrors: .* is no registry: name it as host"):
         parse(PluginConfig, {"registry_mirrors": mirrors}, what="plugin config")
 
 
