@@ -312,6 +312,7 @@ async def test_permissions_of_a_tmpfs(root: Path, images: OneImage) -> None:
         ({"work_dir": "srv"}, "working directory 'srv' is not absolute"),
         ({"user": "worker:nogroup"}, "group 'nogroup' is not in the image's /etc/group"),
         ({"env": {"A": "x\0y"}}, "has a NUL byte"),
+        ({"env": {"": "x"}}, "or no name"),
         ({"network": Network(mode="path", netns_path="/no/such/netns")}, "/no/such/netns"),
         ({"network": Network(mode="none", extra_hosts=(("a\nb", "1"),))}, "is no host name"),
         ({"resources": Resources(cpuset_cpus="99")}, "this node has no CPU 99"),

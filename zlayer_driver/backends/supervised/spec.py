@@ -87,7 +87,7 @@ def environment(task: TaskSpec, image: ImageConfig, home: str) -> list[str]:
     below = dict(entry.split("=", 1) for entry in image.env if "=" in entry)
     merged: Mapping[str, str] = {"PATH": _PATH, "HOME": home, **below, **task.env}
     if any(not name or "=" in name or "\0" in f"{name}{value}" for name, value in merged.items()):
-        raise InvalidSpec("an environment variable of the task has no name, '=' in its name, or a NUL byte")
+        raise InvalidSpec("an environment variable of the task has a NUL byte, '=' in its name, or no name")
     for name, value in merged.items():
         _check_length(f"{name}={value}", f"environment variable {name!r}")
     return [f"{name}={value}" for name, value in merged.items()]
