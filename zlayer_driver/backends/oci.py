@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from zlayer_driver.backends.supervised.resources import limits
 from zlayer_driver.backends.supervised.runtime import last_error
 from zlayer_driver.backends.supervised.usage import sample, samples
 from zlayer_driver.errors import ConfigError, InvalidSpec, Unsupported
+from zlayer_driver.host import cgroups
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 
@@ -69,6 +71,7 @@ class OciBackend(Supervised):
 
     def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Exec:
         container = self._watched(handle)
+        asyncio.get_running_loop().run_in_executor(None, cgroups.awaken)
         return Exec(container.bundle, self._runtime_of(container.record), argv, options, tty=tty)
 
     async def pause(self, handle: Handle) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _LEAST_SHARES, _SHARES_SPAN = 2, 262_142  # what cpu.shares takes; 1 to 10,000 i
 _COUNTING = ("cpuacct", "memory")
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_CONTROLLER = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
+_awakening = threading.Lock()
 
 
 class Mode(StrEnum):
@@ -120,6 +122,29 @@ def _made(group: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (group / name).write_text(text)
     return group
+
+
+def awaken() -> None:
+    """Has the kernel ready to move processes between groups: after a pause the first move waits some 10 ms, until all CPUs know of it.
+
+    Blocks for that long, and so is for a thread, while what is to be moved is made. Moves this process to where it is.
+    """
+    if not _awakening.acquire(blocking=False):
+        return
+    try:
+        with suppress(OSError):
+            (_own(trees()) / "cgroup.procs").write_text("0")
+    finally:
+        _awakening.release()
+
+
+def _own(mounted: Trees) -> Path:
+    """The directory of this process's group, in one of the trees."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if tree := mounted.v1.get(names.split(",")[0]) if names else mounted.v2:
+            return tree / path.lstrip("/")
+    raise FileNotFoundError(errno.ENOENT, "no tree of control groups is mounted")
 
 
 def thaw(path: str) -> None:

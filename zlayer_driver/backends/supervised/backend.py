@@ -62,6 +62,7 @@ class Supervised(StoredImages, ABC):
 
     async def start(self, spec: TaskSpec) -> Mapping[str, Any]:
         bundle = self._bundle(spec.id)
+        asyncio.get_running_loop().run_in_executor(None, cgroups.awaken)
         runtime = await self._runtime_for(spec)
         with _told_as(CreateFailed, bundle), self._store.hold():
             image = await asyncio.to_thread(self._store.get, spec.image)
