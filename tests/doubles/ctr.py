@@ -85,8 +85,10 @@ def images_tag(argv: list[str]) -> None:
 
 def images_delete(argv: list[str]) -> None:
     found, (name,) = parse(argv, flags={"--sync"}, least=1, most=1)
+    if "--sync" not in found:
+        usage("what is deleted without --sync goes some time after ctr has returned")
     images = load("images", {})
-    if images.pop(name, None) is None or "--sync" not in found:
+    if images.pop(name, None) is None:
         log("warning", f"{name}: image not found")
     save("images", images)
 
