@@ -110,6 +110,17 @@ async def test_a_whole_life_in_command_lines(subject: HcsSubject) -> None:
     assert "in no command line" not in json.dumps(lines)
 
 
+async def test_what_runs_is_removed_by_force(subject: HcsSubject) -> None:
+    handle = await subject.start(subject.runs("task"))
+    await subject.backend.destroy(handle)
+    name, made = handle.data["container"], [line[5:] for line in calls(subject.home)]
+    assert made[-3:] == [
+        ["tasks", "kill", "--signal", "9", name],
+        ["tasks", "delete", "--force", name],
+        ["containers", "delete", name],
+    ]
+
+
 async def test_exit_code_is_found_after_the_drivers_death(subject: HcsSubject) -> None:
     handle = await subject.start(subject.exits("task", 7))
     subject.backend = subject.successor()
