@@ -189,6 +189,19 @@ async def test_image_of_an_index_is_the_one_of_this_build(subject: HcsSubject, h
     assert (await subject.backend.inspect_image("example.org/many:v1")).raw["os.version"] == f"{BUILD}.1"
 
 
+async def test_only_an_insecure_registry_is_asked_in_the_clear(subject: HcsSubject, home: Path) -> None:
+    image = "registry.example:5000/app:v1"
+    publish(home, image)
+    settings = json.loads((home / "ctr.json").read_text())
+    (home / "ctr.json").write_text(json.dumps({**settings, "plain": [image]}))
+    assert isinstance(subject.backend, HcsBackend)
+    with pytest.raises(PullFailed):
+        await subject.backend.pull(image, policy=PullPolicy.ALWAYS, auth=None)
+    told = HcsBackend(root=subject.root / "state", build=BUILD, insecure=["registry.example:5000"])
+    await told.pull(image, policy=PullPolicy.ALWAYS, auth=None)
+    assert await told.has_image(image)
+
+
 async def test_name_is_given_to_another_image(subject: HcsSubject) -> None:
     assert isinstance(subject.backend, HcsBackend)
     await subject.backend.pull(subject.image, policy=PullPolicy.ALWAYS, auth=None)
