@@ -81,3 +81,31 @@ def test_a_kind_is_asked_about_once() -> None:
     many = [Request(service=str(n), image="x", runtime=Isolation.VM if n % 2 else None) for n in range(2000)]
     assert TWINS[0].choose_many(many, [ImageFacts()] * 2000, told) == ["None None", "vm None"] * 1000
     assert asked == ["0", "1"]
+
+
+def test_a_caller_whose_lists_shrink_meanwhile_gets_an_error() -> None:
+    many = [Request(service=str(n), image="x") for n in range(2000)]
+
+    def told(_request: Request, _known: ImageFacts) -> str:
+        many.clear()
+        return "told"
+
+    with pytest.raises(IndexError):
+        TWINS[0].choose_many(many, [ImageFacts()] * 2000, told)
+
+
+def test_what_a_label_takes_out_of_the_list_is_still_there_while_it_is_read() -> None:
+    class Label(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            return hash(ISOLATION_LABEL)
+
+        def __eq__(self, other: object) -> bool:
+            many.clear()
+            return super().__eq__(other)
+
+    many = list[Request]()
+    many += [Request(service="a", image="x", labels={Label("x"): "vm"}) for _ in range(40)]
+    with pytest.raises(IndexError):
+        TWINS[0].choose_many(many, [ImageFacts()] * 40, lambda request, _known: request.service)

@@ -2,8 +2,7 @@
 """Decisions for many requests, compiled; `_fastpath_py.placement` has the same functions and answers in plain Python."""
 
 from cython cimport final
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -136,16 +135,16 @@ cdef inline void note(PyObject** found, Said* said) noexcept:
         said.word[i] = word_of(found[i])
 
 
-cdef int fill(Block* block, list requests, list facts, Py_ssize_t first, int most) except -1:
+cdef void fill(Block* block, list requests, list facts, Py_ssize_t first, int most) except *:
     """What decides for the next requests; no words where it cannot be seen."""
     cdef PyObject* found[TEXTS]
     cdef int i
     block.count = <int>min(most, len(requests) - first)
     for i in range(block.count):
         block.said[i].word[0] = 0
-        if see(requests[first + i], facts[first + i], found):
+        request, known = requests[first + i], facts[first + i]  # held: comparing labels may run code that takes them out of the lists
+        if see(request, known, found):
             note(found, &block.said[i])
-    return 0
 
 
 cdef Told* place_of(Told* seen, const Said* said) noexcept nogil:
@@ -173,7 +172,7 @@ cdef void look_up(Block* block, Told* seen) noexcept nogil:
                 block.told[i] = place.told
 
 
-cdef bint write_request(object request, object facts, char* memory, Slice* key) except -1:
+cdef void write_request(object request, object facts, char* memory, Slice* key) except *:
     """The key of a request's kind; empty where it can have none."""
     cdef Kind kind
     runtime, platform, label = request.runtime, request.platform, request.labels.get(LABEL_NAME)
@@ -185,7 +184,6 @@ cdef bint write_request(object request, object facts, char* memory, Slice* key) 
         and says(&kind, FACTS, os_) and says(&kind, MARKER, marker) and says(&kind, ISOLATED, isolation)
     ):
         key[0] = write_key(&kind, memory)
-    return True
 
 
 cdef inline bint says(Kind* kind, int which, object text) except -1:
@@ -284,8 +282,8 @@ def choose_many(requests, facts, choose) -> list:
 
     Requests that agree in runtime, isolation label, platform and facts have one choice: the first is asked about.
     """
-    cdef list asked = list(requests)
-    cdef list known = list(facts)
+    cdef list asked = requests if type(requests) is list else list(requests)  # a copy costs as much as deciding
+    cdef list known = facts if type(facts) is list else list(facts)
     if len(asked) != len(known):
         raise ValueError(f"there are {len(asked)} requests and facts of {len(known)} images")
     return (<_Chooser>_Chooser(choose)).decide(asked, known)
@@ -319,22 +317,24 @@ cdef class JobLines:
     def counts(self) -> list:
         return [self._counts[i] for i in range(MAX_COUNTS)]
 
-    def answer(self, bytes chunk not None, long long first) -> bytes:
+    def answer(self, chunk, long long first) -> bytes:
         """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
         answers = bytearray()
         size = self.answer_into(chunk, first, answers)
         return bytes(memoryview(answers)[:size])
 
-    def answer_into(self, bytes chunk not None, long long first, bytearray answers not None) -> int:
+    def answer_into(self, chunk, long long first, bytearray answers not None) -> int:
         """How many of the first bytes of ``answers`` are now the answers to ``chunk``. It grows as needed, and never shrinks."""
         cdef Pass lines
         cdef Ending ending
+        cdef Py_buffer read
         memset(&lines, 0, sizeof(Pass))
-        lines.at = PyBytes_AS_STRING(chunk)
-        lines.end = lines.at + len(chunk)
-        lines.line = first - 1
-        PyObject_GetBuffer(answers, &lines.out, PyBUF_WRITABLE)
+        PyObject_GetBuffer(chunk, &read, PyBUF_SIMPLE)
         try:
+            PyObject_GetBuffer(answers, &lines.out, PyBUF_WRITABLE)
+            lines.at = <const char*>read.buf
+            lines.end = lines.at + read.len
+            lines.line = first - 1
             while True:
                 with nogil:
                     ending = tell_known(&self._images, &self._answers, &lines)
@@ -345,13 +345,13 @@ cdef class JobLines:
                         self._counts[i] += lines.counts[i]
                     return lines.size
         finally:
+            PyBuffer_Release(&read)
             PyBuffer_Release(&lines.out)
 
     cdef bint _learn(self, Pass* lines) except -1:
         """Answers the line that was missed; what is learnt of it is kept where there is room."""
         cdef Kept* image = recall(&self._images, lines.job.image) if lines.is_plain else NULL
-        cdef Kept* fresh = NULL
-        cdef Kept* kept = NULL
+        cdef Kept *fresh = NULL, *kept = NULL
         cdef bint told
         if lines.is_plain and image == NULL:
             known = self._know(text_of(lines.job.image))
@@ -389,11 +389,12 @@ cdef class JobLines:
         return told
 
 
-def line_count(bytes chunk not None) -> int:
+def line_count(chunk) -> int:
     """How many lines end in ``chunk``."""
-    cdef const char* at = PyBytes_AS_STRING(chunk)
-    cdef Py_ssize_t size = len(chunk)
+    cdef Py_buffer read
     cdef long long found
+    PyObject_GetBuffer(chunk, &read, PyBUF_SIMPLE)
     with nogil:
-        found = count_lines(at, size)
+        found = count_lines(<const char*>read.buf, read.len)
+    PyBuffer_Release(&read)
     return found

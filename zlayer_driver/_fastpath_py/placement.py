@@ -64,10 +64,10 @@ class JobLines:
     def counts(self) -> list[int]:
         return self._counts.copy()
 
-    def answer(self, chunk: bytes, first: int) -> bytes:
+    def answer(self, chunk: bytes | memoryview, first: int) -> bytes:
         """The answers, in order, to the lines of ``chunk``, of which the first has the number ``first``."""
         answers, counters = [], []
-        for number, line in enumerate(chunk.removesuffix(b"\n").split(b"\n") if chunk else (), first):
+        for number, line in enumerate(bytes(chunk).removesuffix(b"\n").split(b"\n") if chunk else (), first):
             answer, counter, _ = self._ask(line, number, False)
             answers.append(answer)
             counters.append(counter)
@@ -76,13 +76,13 @@ class JobLines:
                 self._counts[counter] += 1
         return b"".join(answers)
 
-    def answer_into(self, chunk: bytes, first: int, answers: bytearray) -> int:
+    def answer_into(self, chunk: bytes | memoryview, first: int, answers: bytearray) -> int:
         """How many of the first bytes of ``answers`` are now the answers to ``chunk``. It grows as needed, and never shrinks."""
         text = self.answer(chunk, first)
         answers[: len(text)] = text
         return len(text)
 
 
-def line_count(chunk: bytes) -> int:
+def line_count(chunk: bytes | memoryview) -> int:
     """How many lines end in ``chunk``."""
-    return chunk.count(b"\n")
+    return bytes(chunk).count(b"\n")

@@ -53,7 +53,7 @@ def works(work: Iterable[Chunk], facts: Facts, fleet: Fleet | None) -> Iterator[
     """Each line as work, or as the answer that says what is wrong with it; an id counts once."""
     seen: set[str] = set()
     for chunk, first in work:
-        for number, line in enumerate(chunk.removesuffix(b"\n").split(b"\n"), first):
+        for number, line in enumerate(bytes(chunk).removesuffix(b"\n").split(b"\n"), first):
             if not line.strip():
                 continue
             document: dict[str, Any] = {}
