@@ -6,11 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
+from zlayer_driver.backends.oci_runtime import GVISOR
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.making import Making
-from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, SUPERVISOR, end_processes, erase
-from zlayer_driver.host import cgroups
+from zlayer_driver.backends.supervised.steps import CONFIG, CONTAINER, DIRECTORY, ROOTFS, RUN, SUPERVISOR, remove_container
 
 
 async def _hold(making: Making) -> None:
@@ -25,14 +24,13 @@ async def _create(making: Making) -> None:
 
 
 async def _remove(bundle: Bundle) -> None:
-    """The runtime's own removal may fail: what it would remove is removed after it, and a runtime may be gone from the node."""
-    await end_processes(bundle)
-    record = bundle.record()
+    """What a runtime's own `delete` does, without loading the runtime again: it may be gone from the node, and costs as much as a start."""
+    await remove_container(bundle)
     for state in _states(bundle):
-        if state.is_dir() and (path := shutil.which(record.runtime if record else state.parent.name)):
-            await OciRuntime(path, record.kind if record else "").run(bundle, "delete", "--force", bundle.id)
-        await erase(state)
-    await cgroups.remove(bundle.cgroup)
+        if state.is_dir():
+            shutil.rmtree(state)
+        else:
+            state.unlink()
 
 
 def _states(bundle: Bundle) -> list[Path]:
