@@ -266,25 +266,31 @@ def test_sidecar(versus: Versus, tmp_path: Path) -> None:
         versus(ours, bare, against="os.open + read + close", limit=1.5, rounds=20)
 
 
-MIXED = random.Random(1)
-REQUESTS = [
-    Request(
-        service=f"job-{n}",
-        image="x",
-        runtime=Isolation.SANDBOX if n % 10 == 9 else None,
-        labels={ISOLATION_LABEL: "vm", "team": "blue"} if n % 10 == 0 else {},
-        platform=Platform(OS.LINUX, "amd64") if n % 3 == 0 else None,
-    )
-    for n in range(100_000)
-]
-FACTS = [MIXED.choice([ImageFacts(), ImageFacts(OS.LINUX), ImageFacts(OS.LINUX, None, "vm")]) for _ in REQUESTS]
+def requests(count: int) -> list[Request]:
+    return [
+        Request(
+            service=f"job-{n}",
+            image="x",
+            runtime=Isolation.SANDBOX if n % 10 == 9 else None,
+            labels={ISOLATION_LABEL: "vm", "team": "blue"} if n % 10 == 0 else {},
+            platform=Platform(OS.LINUX, "amd64") if n % 3 == 0 else None,
+        )
+        for n in range(count)
+    ]
+
+
+def image_facts(count: int) -> list[ImageFacts]:
+    mixed = random.Random(1)
+    return [mixed.choice([ImageFacts(), ImageFacts(OS.LINUX), ImageFacts(OS.LINUX, None, "vm")]) for _ in range(count)]
+
+
 NODE = NodeShape(OS.LINUX, frozenset({Target.PRIMARY, Target.DELEGATE}))
 
 
-@pytest.mark.parametrize("count", [1_000, 10_000, 100_000])
+@pytest.mark.parametrize("count", [1_000, 10_000, 100_000, 1_000_000])
 def test_choose_many(versus: Versus, count: int) -> None:
     """Beside a time, for it has no original: 100 ns a decision."""
-    asked, known, one = REQUESTS[:count], FACTS[:count], partial(choose, node=NODE)
+    asked, known, one = requests(count), image_facts(count), partial(choose, node=NODE)
     versus(lambda: _fastpath.choose_many(asked, known, one), lambda: 100e-9 * count, against="100 ns each", limit=1.0, rounds=10)
 
 
@@ -296,14 +302,15 @@ def in_parts(pool: ThreadPoolExecutor, threads: int, work: Callable[[slice], Any
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("what", ["canonical_many", "choose_many", "JobLines"])
 def test_batches_by_threads(versus: Versus, refs: list[str], what: str, threads: int) -> None:
-    """The same work in all. Of `choose_many` only the look-up of kinds runs without the interpreter lock; of `JobLines` all but new kinds."""
+    """The same work in all. Of `choose_many` only the look-up of kinds needs no interpreter lock (see README); of `JobLines` all but new kinds."""
     many, one = refs * 20, partial(choose, node=NODE)
     jobs = [b'{"id": "job-%d", "image": "image-%d"}\n' % (n, n % 100) for n in range(100_000)]
+    asked, known = requests(100_000), image_facts(100_000)
     decider = Decider(NODE, lambda _image: ImageFacts())
     lines = _fastpath.JobLines(decider.tell, decider.know)
     works: dict[str, tuple[Callable[[slice], Any], int]] = {
         "canonical_many": (lambda part: _fastpath.canonical_many(many[part]), len(many)),
-        "choose_many": (lambda part: _fastpath.choose_many(REQUESTS[part], FACTS[part], one), len(REQUESTS)),
+        "choose_many": (lambda part: _fastpath.choose_many(asked[part], known[part], one), len(asked)),
         "JobLines": (lambda part: lines.answer(b"".join(jobs[part]), 1), len(jobs)),
     }
     work, count = works[what]
