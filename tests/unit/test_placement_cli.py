@@ -44,7 +44,21 @@ def test_a_bad_line_of_facts_stops_all_and_says_where(tmp_path: Path) -> None:
     assert "os:" in err
 
 
-@pytest.mark.parametrize("argv", [("--node", "plan9"), ("--facts", "/nowhere"), ("--format", "xml"), ("--workers", "0"), ("/nowhere",)])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--node", "plan9"),
+        ("--facts", "/nowhere"),
+        ("--format", "xml"),
+        ("--workers", "0"),
+        ("/nowhere",),
+        ("--resume",),
+        ("--dry-run", "--pack", "2", "--dispatch", "job"),
+        ("--submit", "--summary"),
+        ("--explain",),
+        ("--fleet", "/nowhere", "--node", "delegate"),
+    ],
+)
 def test_bad_usage_exits_with_2(tmp_path: Path, argv: tuple[str, ...]) -> None:
     code, _, err = _place(tmp_path, *argv)
     assert code == 2

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -36,6 +37,9 @@ from zlayer_driver.nomad.spread import FleetBatch
 
 _KEPT_FACTS = 4096  # images whose facts are kept for the length of one batch
 NOT_ALL_PLACED = 3
+_TO_NOMAD: Final = ("submit", "dry_run")
+_ONLY_WITH: Final = {"resume": ("submit",), "batch": _TO_NOMAD, "pack": _TO_NOMAD, "dispatch": _TO_NOMAD, "explain": ("fleet",)}
+_NOT_WITH: Final = {"node": ("fleet", *_TO_NOMAD), "summary": _TO_NOMAD, "form": _TO_NOMAD, "explain": _TO_NOMAD, "pack": ("dispatch",)}
 
 
 class NodeShapeType(click.ParamType[NodeShape]):
@@ -99,6 +103,7 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
 
     Exits with 0 if all have a place, 3 if some have not, 2 if it was called wrongly.
     """
+    _refuse_idle(click.get_current_context())
     with _facts(Node(config), options["facts"], caches=options["caches"], pull=options["pull"]) as (here, facts):
         known = lru_cache(_KEPT_FACTS)(facts)
         fleet = Fleet(fleet_nodes(options["fleet"])) if options["fleet"] else None
@@ -113,6 +118,19 @@ def place(config: PluginConfig, /, file: BinaryIO, node: NodeShape | None, as_js
                 all_good = _decide(decided, work, summary=summary, as_json=as_json, as_table=form == "table")
     if not all_good:
         raise click.exceptions.Exit(NOT_ALL_PLACED)
+
+
+def _refuse_idle(context: click.Context) -> None:
+    """`click.UsageError` for an option that would do nothing beside the others."""
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    for name in given:
+        wanted = _ONLY_WITH.get(name, ())
+        if wanted and not set(wanted) & set(given):
+            raise click.UsageError(f"{flags[name]} does nothing without {' or '.join(flags[other] for other in wanted)}")
+        for other in _NOT_WITH.get(name, ()):
+            if other in given:
+                raise click.UsageError(f"{flags[name]} does nothing beside {flags[other]}: leave one of them out")
 
 
 def _decide(batch: Batch | FleetBatch, work: Iterable[Chunk], *, summary: bool, as_json: bool, as_table: bool) -> bool:
