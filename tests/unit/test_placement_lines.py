@@ -104,6 +104,21 @@ def test_a_plain_line_is_asked_about_once() -> None:
     assert "image 'docker.io/library/linux:latest' says linux" in answers[-1]["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["i{}", "image-{}", "ghcr.io/team/app:{}", "ghcr.io/team-{}/application-{}:1.0"])
+def test_images_whose_names_are_much_alike_are_asked_about_once(name: str) -> None:
+    decider, known = _decider(), list[str]()
+
+    def know(image: str) -> tuple[bytes, int] | None:
+        known.append(image)
+        return decider.know(image)
+
+    lines = _fastpath.JobLines(decider.tell, know)
+    images = [name.format(n, n) for n in range(5_000)]
+    raw = b"".join(b'{"id": "j", "image": "%s"}\n' % image.encode() for image in images * 2)
+    lines.answer(raw, 1)
+    assert len(known) < 5_050  # a few may find all their slots taken
+
+
 def test_what_is_not_known_is_asked_for_each_line() -> None:
     decider, asked = _decider(), list[bool]()
 
