@@ -24,10 +24,10 @@ from zlayer_driver.errors import DriverError
 
 cdef enum:
     MANY = 1 << 16  # slots of a memo
-    FEW = 1 << 12
-    BLOCK = 512  # requests that are looked up at once, at most
+    FEW = 1 << 10
+    BLOCK = 256  # requests that are looked up at once, at most
     FIRST = 16  # and at first, when no kind is known
-    SEEN = 1 << 10  # places, of which half are taken
+    SEEN = 1 << 8  # places, of which half are taken
 
 
 cdef struct Said:
