@@ -141,3 +141,11 @@ def test_a_state_directory_that_cannot_be_made(runner: CliRunner, tmp_path: Path
     code, _, err = _invoke(runner, tmp_path / "file" / "state", "images")
     assert code == 1
     assert re.fullmatch(f"zlayer-driver: {tmp_path}/file/state/images\\S*: Not a directory\n", err)
+
+
+def test_help_that_cannot_be_written_is_said() -> None:
+    program = "from zlayer_driver.cli.main import entry; entry()"
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-c", program, "--help"]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "zlayer-driver: standard output: No space left on device\n")

@@ -16,5 +16,10 @@ def entry() -> None:
         sys.exit(serve())
     else:
         from zlayer_driver.cli.commands import cli  # noqa: PLC0415  # likewise
+        from zlayer_driver.cli.output import let_go_of_stdout  # noqa: PLC0415  # likewise
 
-        cli(prog_name="zlayer-driver")
+        try:
+            cli(prog_name="zlayer-driver")
+        except OSError as error:  # of what options such as --version print; commands tell of theirs
+            let_go_of_stdout()
+            sys.exit(f"zlayer-driver: standard output: {error.strerror}")

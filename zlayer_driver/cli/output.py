@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -62,11 +63,20 @@ def command(function: Command) -> Command:
         except BrokenPipeError:
             raise  # click ends quietly: whoever read has seen enough
         except OSError as error:
+            let_go_of_stdout()
             hint = _CURES.get(error.errno or 0, "") if error.filename else ""
             told = DriverError(f"{error.filename or function.__name__}: {error.strerror}", hint=hint)
             raise Failure(told, as_json=as_json) from error
 
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(guarded)  # type: ignore[return-value]  # click keeps the signature
+
+
+def let_go_of_stdout() -> None:
+    """Forgets what standard output does not take: Python would try again at its end, and make that the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_rows(rows: Sequence[Row], *, as_json: bool, title: str = "") -> None:
