@@ -96,7 +96,8 @@ def test_an_answer_that_was_lost_is_no_second_run(tmp_path: Path, nomad: FakeNom
 @pytest.mark.parametrize("options", [(), ("--pack", "3"), ("--dispatch", "worker")])
 def test_killed_in_the_middle_and_resumed_each_line_runs_once(tmp_path: Path, nomad: FakeNomad, options: tuple[str, ...]) -> None:
     nomad.jobs["worker"] = {**PARENT, "Status": "running", "Counts": {}}
-    batch, reached, killed, calls = _batch(tmp_path, 40), threading.Event(), threading.Event(), []
+    lines = 120  # more Nomad jobs than are under way at once, in packs too
+    batch, reached, killed, calls = _batch(tmp_path, lines), threading.Event(), threading.Event(), []
 
     def after(path: str) -> None:
         calls.append(path)
@@ -111,10 +112,10 @@ def test_killed_in_the_middle_and_resumed_each_line_runs_once(tmp_path: Path, no
         process.kill()
     killed.set()
     begun = sum(nomad.ran.values())
-    assert 0 < begun < 40
+    assert 0 < begun < lines
     result = _submit(tmp_path, "--resume", "--json", *options, batch)
-    assert _outcomes(result) == {f"job-{number}": "complete" for number in range(40)}
-    assert len(nomad.ran) == 40
+    assert _outcomes(result) == {f"job-{number}": "complete" for number in range(lines)}
+    assert len(nomad.ran) == lines
     assert set(nomad.ran.values()) == {1}
 
 
