@@ -14,17 +14,19 @@ from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from zlayer_driver import backends, fastpath
-from zlayer_driver.backends.supervised.security import CAPABILITIES
+from zlayer_driver.backends.supervised.security import is_capability
 from zlayer_driver.cli.agent_config import META, PLUGIN, AgentConfig
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, show_rows
 from zlayer_driver.config import OverlayBlock, OverlayNomadBlock, PluginConfig, Transport
 from zlayer_driver.errors import CacheError, DriverError, InvalidReference, NomadError
 from zlayer_driver.host import cgroups, mounts
+from zlayer_driver.image.registry import is_loopback
 from zlayer_driver.model import Health, Target
 from zlayer_driver.node import Node
 from zlayer_driver.nomad.client import Nomad
@@ -97,7 +99,7 @@ def _values(config: PluginConfig) -> Iterator[tuple[str, str]]:
     for path in config.caches:
         yield f"cache {path}", _cache(path)
     for mirror in dict.fromkeys(host.strip() for hosts in config.registry_mirrors.values() for host in hosts.split(",")):
-        yield f"mirror {mirror}", _mirror(mirror, plain=mirror in config.insecure_registries)
+        yield f"mirror {mirror}", _mirror(mirror, plain=mirror in config.insecure_registries or is_loopback(mirror))
     if config.registry_auth_file:
         yield "registry_auth_file", _auth_file(Path(config.registry_auth_file))
     if config.registry_ca_file:
@@ -174,8 +176,7 @@ def _certificates(path: str) -> str:
 
 
 def _capability(name: str) -> str:
-    known = f"CAP_{name.upper().removeprefix('CAP_')}" in {*CAPABILITIES, "CAP_ALL"}
-    return "" if known else 'is no capability: use names such as "net_admin", or "all"'
+    return "" if is_capability(name) else 'is no capability: use names such as "net_admin", or "all"'
 
 
 def _reference(image: str) -> str:
@@ -187,9 +188,9 @@ def _reference(image: str) -> str:
 
 
 def _mirror(host: str, *, plain: bool) -> str:
-    name, colon, port = host.rpartition(":")
     try:
-        socket.create_connection((name.strip("[]") if colon else host, int(port) if colon else 80 if plain else 443), _CONNECT_S).close()
+        at = urlsplit(f"//{host}")
+        socket.create_connection((at.hostname or "", at.port or (80 if plain else 443)), _CONNECT_S).close()
     except (OSError, ValueError) as error:
         return f"cannot be reached: {error}; correct registry_mirrors, or start it"
     return ""

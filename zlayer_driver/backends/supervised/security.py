@@ -147,9 +147,18 @@ def kernel_guards(security: Security, held: frozenset[str], known: tuple[str, ..
     return guards
 
 
+def is_capability(name: str) -> bool:
+    """Whether it names one, or all, in any case and with or without ``CAP_``."""
+    return _full(name) in {*CAPABILITIES, "CAP_ALL"}
+
+
+def _full(name: str) -> str:
+    return f"CAP_{name.upper().removeprefix('CAP_')}"
+
+
 def _named(names: tuple[str, ...]) -> frozenset[str]:
-    full = frozenset(f"CAP_{name.upper().removeprefix('CAP_')}" for name in names)
-    if unknown := sorted(full - {*CAPABILITIES, "CAP_ALL"}):
+    full = frozenset(map(_full, names))
+    if unknown := sorted(name for name in full if not is_capability(name)):
         raise InvalidSpec(f"{', '.join(unknown)} is no capability", hint='use names such as "net_admin"')
     return full
 
