@@ -112,7 +112,7 @@ CORPUS: dict[str, Case] = {
     ),
     "owner.tar": Case("", "an owner that means «leave it»", tar(member("x", uid=0xFFFF_FFFF)), "has owner"),
     "duplicates.tar": Case("CVE-2021-37713", "names that only case or normalization tells apart", tar(member("É"), member("é"), member("e\u0301"), member("é", b"x"))),
-    "huge-pax.tar": Case("CVE-2022-2879", "an extended header of 100 MB", header(b"x", 100 << 20), "an extended header of"),
+    "huge-pax.tar": Case("CVE-2022-2879", "an extended header of 100 MB", header(b"x", 100 << 20), "extended headers of"),
     "pax-loop.tar": Case("CVE-2019-20907", "a pax record of no length", header(b"x", 10) + b"0 path=abc".ljust(512, b"\0"), "damaged pax header"),
     "negative-size.tar": Case("CVE-2025-8194", "an entry of less than no bytes", header(b"0", -512), "has size"),
     "sparse-map.tar": Case("CVE-2025-58183", "pieces of a sparse file overlap", sparse(0, 512, 0, 512, size=1024, real=1024), "overlapping or outlying"),

@@ -7,7 +7,9 @@ import gzip
 import json
 import os
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -16,7 +18,10 @@ import pytest
 from tests.doubles.images import Built, archive, digest, directory, image, index, member
 from tests.host import engine_lab
 from zlayer_driver.errors import ConfigError, NotFound, PullFailed
+from zlayer_driver.image.files import TarFile, open_regular
+from zlayer_driver.image.sources import DockerArchive
 from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.values import Limits, Malformed
 
 pytestmark = pytest.mark.needs("root", "linux")
 
@@ -171,3 +176,19 @@ async def test_a_huge_sparse_index_is_not_read(store: ImageStore, tmp_path: Path
     os.truncate(layout / "index.json", 1 << 40)
     with pytest.raises(PullFailed, match="are allowed"):
         await store.import_archive(f"oci:{layout}")
+
+
+async def test_names_without_end_are_not_remembered(store: ImageStore, tmp_path: Path) -> None:
+    path = tmp_path / "long.tar.gz"
+    with gzip.open(path, "wb", 1) as packed:
+        for number in range(70):
+            packed.write(member(f"{number}/" + "x" * 1_000_000)[0].tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(PullFailed, match="bytes of headers and names"):
+        await store.import_archive(f"oci-archive:{path}")
+
+
+def test_layers_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "saved.tar", image(LAYERS), "example.com/app:1")
+    limits = Limits(layers=1)
+    with closing(TarFile(open_regular(path), limits)) as files, pytest.raises(Malformed, match="2 layers, and 1 are allowed"):
+        DockerArchive(files, path, "", limits)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tarfile
+import tracemalloc
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.doubles.images import archive
+from tests.doubles.images import archive, member
 from zlayer_driver.image.tar import Reader, Source
 from zlayer_driver.image.values import Malformed
 
@@ -78,3 +81,31 @@ def test_any_bytes(content: bytes) -> None:
         assert all(len(b"".join(reader.data())) <= len(content) for _ in reader)
     except Malformed:
         return
+
+
+def extended(kind: bytes, key: str, size: int) -> bytes:
+    """A pax header with one value of that size."""
+    rest = f" {key}=".encode() + b"a" * size + b"\n"
+    info, record = member("x", f"{len(rest) + len(str(len(rest)))}".encode() + rest, kind=kind)
+    return info.tobuf(tarfile.USTAR_FORMAT) + record + bytes(-len(record) % 512)
+
+
+def test_headers_before_one_entry_are_limited_together() -> None:
+    with pytest.raises(Malformed, match="extended headers of"):
+        list(Reader(Source(extended(tarfile.XHDTYPE, f"SCHILY.xattr.user.{number}", 10_000) for number in range(300))))
+
+
+def test_what_nobody_asks_of_global_headers_is_not_kept() -> None:
+    file, _ = member("file")
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(100):
+            yield extended(tarfile.XGLTYPE, f"key{number}", 500_000)
+            yield file.tobuf(tarfile.USTAR_FORMAT)
+
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in Reader(Source(pieces()))) == 100
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from zlayer_driver.image.stream import inflated
-from zlayer_driver.image.tar import Kind, Reader, Source
+from zlayer_driver.image.tar import BLOCK, Kind, Reader, Source
 from zlayer_driver.image.values import MIB, Limits, Malformed
 
 _READ = 64 * 1024  # between members, where nearly all is skipped
 _PIECE = MIB
-_MAX_MEMBERS = 100_000
+_MAX_INDEX = 64 * MIB  # bytes of the headers and names of all members
 _MAX_LINKS = 8
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -186,10 +186,11 @@ class _FileSource(Source):
 def _members(fd: int) -> Iterator[tuple[str, Extent | str]]:
     """Files by name, and links as the names that they lead to."""
     source = _FileSource(fd)
-    size = os.fstat(fd).st_size
-    for count, entry in enumerate(Reader(source)):
-        if count > _MAX_MEMBERS:
-            raise Malformed(f"the archive has more than {_MAX_MEMBERS} members")
+    size, index = os.fstat(fd).st_size, 0
+    for entry in Reader(source):
+        index += BLOCK + len(entry.name) + len(entry.target)
+        if index > _MAX_INDEX:
+            raise Malformed(f"the archive's members have more than {_MAX_INDEX} bytes of headers and names")
         name = posixpath.normpath(entry.name.decode("utf-8", "surrogateescape"))
         if entry.kind is Kind.FILE and entry.segments is None:
             if source.position + entry.size > size:

@@ -81,8 +81,7 @@ def _image(doc: Mapping[str, Any], limits: Limits) -> Manifest:
     if config.media_type not in CONFIGS:
         raise Malformed(f"config has media type {config.media_type[:100]!r}: this is an artifact, not an image to run")
     layers = tuple(_descriptor(item) for item in _list(doc, "layers", dict))
-    if len(layers) > limits.layers:
-        raise Malformed(f"{len(layers)} layers, and {limits.layers} are allowed by image_max_layers")
+    limits.check_layers(len(layers))
     for layer in layers:
         if layer.media_type not in COMPRESSION:
             raise Malformed(f"layer {layer.digest} has unknown media type {layer.media_type[:100]!r}")

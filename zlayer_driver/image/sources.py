@@ -163,8 +163,9 @@ def _name(path: Path, tag: str, entry: Descriptor) -> str:
 class _Made(_Blobs):
     """An image whose manifest is made here, of a config and layer files; layers are found by the digests that the making gave them."""
 
-    def __init__(self, files: Files, config: bytes, layers: Sequence[Extent], diff_ids: Sequence[str]) -> None:
+    def __init__(self, files: Files, config: bytes, layers: Sequence[Extent], diff_ids: Sequence[str], limits: Limits) -> None:
         super().__init__(files)
+        limits.check_layers(len(layers))
         if len(layers) != len(diff_ids):
             raise Malformed(f"config has {len(diff_ids)} diff_ids for {len(layers)} layers")
         self._config = config
@@ -197,7 +198,7 @@ class DockerArchive(_Made):
         if len(fitting) != 1:
             raise Malformed(f"the archive has {len(fitting)} images {name!r} of: {', '.join(tags)[:300] or 'no name'}")
         config = files.extent(fitting[0]["Config"]).read(limits.config_bytes)
-        super().__init__(files, config, [files.extent(layer) for layer in fitting[0]["Layers"]], parse_config(config).diff_ids)
+        super().__init__(files, config, [files.extent(layer) for layer in fitting[0]["Layers"]], parse_config(config).diff_ids, limits)
         self.name = name or next(iter(fitting[0]["RepoTags"]), "")
 
 
@@ -228,7 +229,7 @@ class Tarball(_Made):
         whole = files.extent("")
         diff_id = _digest(inflated(whole.pieces(), whole.compression(), limits))
         config = {"os": "linux", "architecture": host_arch(), "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
-        super().__init__(files, json.dumps(config).encode(), [whole], [diff_id])
+        super().__init__(files, json.dumps(config).encode(), [whole], [diff_id], limits)
         self.name = name or _name(path, "", Descriptor("", "", 0))
 
 

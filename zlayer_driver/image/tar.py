@@ -14,12 +14,15 @@ from enum import Enum
 from zlayer_driver.image.values import MIB, Malformed
 
 BLOCK = 512
-MAX_META = 1 * MIB  # bytes of one pax header or long name
+MAX_META = 1 * MIB  # bytes of pax headers and long names before one entry, and of the map in a sparse file's data
 MAX_SPARSE = 65_536  # data segments of one sparse file
-_MAX_TIME_S = 1 << 34  # as far as ext4 keeps times, the year 2446; beyond it counts as not said
+_END_OF_TIME_S = 1 << 34  # as far as ext4 keeps times, the year 2446; beyond it counts as not said
 _ZERO = bytes(BLOCK)
 _ADLER_BASE = 65_521
 _XATTR = b"SCHILY.xattr."
+_VALUES = frozenset(
+    b"path linkpath size uid gid mtime GNU.sparse.major GNU.sparse.name GNU.sparse.realsize GNU.sparse.size GNU.sparse.map".split()
+)
 
 
 class Kind(bytes, Enum):
@@ -120,6 +123,7 @@ class _Extended:
     values: dict[bytes, bytes] = field(default_factory=dict)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     map: list[int] = field(default_factory=list)  # GNU.sparse 0.0: offset, length, offset, length …
+    size: int = 0  # of these headers, in bytes
 
 
 class Reader:
@@ -177,8 +181,9 @@ class Reader:
 
     def _extend(self, kind: bytes, header: bytes, extended: _Extended) -> None:
         size = _number(header[124:136])
-        if not 0 <= size <= MAX_META:
-            raise Malformed(f"an extended header of {size} bytes, and {MAX_META} are allowed")
+        extended.size += size
+        if size < 0 or extended.size > MAX_META:
+            raise Malformed(f"extended headers of {extended.size} bytes before one entry, and {MAX_META} are allowed")
         text = self._source.read(size)
         self._source.skip(-size % BLOCK)
         if kind == b"L":
@@ -186,7 +191,7 @@ class Reader:
         elif kind == b"K":
             extended.values[b"linkpath"] = text.split(b"\0", 1)[0]
         elif kind == b"g":
-            self._global |= {key: value for key, value in _records(text) if not key.startswith(_XATTR)}
+            self._global |= {key: value for key, value in _records(text) if key in _VALUES}
             extended.values = self._global | extended.values
         else:
             _merge(extended, _records(text))
@@ -250,13 +255,14 @@ class Reader:
 
     def _leading_map(self, entry: Entry) -> list[int]:
         """Decimal lines at the start of the data, padded to a block: the count of pairs, then the pairs."""
-        text, lines, needed = b"", 0, 1
+        text, lines, needed = bytearray(), 0, 1
         while lines < needed:
             if self._left < BLOCK or len(text) > MAX_META:
                 raise Malformed("a sparse file has no proper map")
-            text += self._source.read(BLOCK)
+            block = self._source.read(BLOCK)
             self._left -= BLOCK
-            lines = text.count(b"\n")
+            text += block
+            lines += block.count(b"\n")
             if lines and needed == 1:
                 needed = 1 + 2 * min(_decimal(text.split(b"\n", 1)[0]), MAX_SPARSE)
         entry.size = self._left
@@ -269,7 +275,7 @@ def _merge(extended: _Extended, records: Iterable[tuple[bytes, bytes]]) -> None:
             extended.xattrs[key.removeprefix(_XATTR)] = value
         elif key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
             extended.map.append(_decimal(value))
-        else:
+        elif key in _VALUES:
             extended.values[key] = value
 
 
@@ -304,7 +310,7 @@ def _check(entry: Entry) -> None:
         raise Malformed("an entry's name has a NUL byte")
     if not (0 <= entry.uid < 0xFFFF_FFFF and 0 <= entry.gid < 0xFFFF_FFFF):
         raise Malformed(f"an entry has owner {entry.uid}:{entry.gid}")
-    if abs(entry.mtime_ns) >= _MAX_TIME_S * 1_000_000_000:
+    if abs(entry.mtime_ns) >= _END_OF_TIME_S * 1_000_000_000:
         entry.mtime_ns = 0
 
 
@@ -345,7 +351,7 @@ def _number(field_: bytes) -> int:
         raise Malformed(f"{text!r} is no octal number") from None
 
 
-def _decimal(text: bytes) -> int:
+def _decimal(text: bytes | bytearray) -> int:
     if not text.isdigit() or len(text) > 20:
         raise Malformed(f"{text[:40]!r} is no decimal number")
     return int(text)

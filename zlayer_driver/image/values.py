@@ -45,6 +45,10 @@ class Limits:
     ratio: int = 500
     ratio_free_bytes: int = 256 * MIB
 
+    def check_layers(self, count: int) -> None:
+        if count > self.layers:
+            raise Malformed(f"{count} layers, and {self.layers} are allowed by image_max_layers")
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
