@@ -87,10 +87,13 @@ async def test_identity_tokens_are_told_by_their_user(tmp_path: Path, helpers: P
     [
         ("{", "cannot read credentials"),
         ({"auths": {"a.io": {"auth": "!"}}}, "are damaged"),
-        ({"credHelpers": {"a.io": "missing"}}, "docker-credential-missing is not installed"),
+        ({"credHelpers": {"a.io": "missing"}}, "cannot run docker-credential-missing.*No such file"),
+        ({"credHelpers": {"a.io": "text"}}, "cannot run docker-credential-text.*Exec format"),
         ({"credHelpers": {"a.io": "../../bin/sh"}}, "no name of a credential helper"),
     ],
 )
 async def test_faults_are_named(tmp_path: Path, helpers: Path, document: Any, reason: str) -> None:
+    (helpers / "docker-credential-text").write_text("no program")
+    (helpers / "docker-credential-text").chmod(0o755)
     with pytest.raises(ConfigError, match=reason):
         await auth_file(tmp_path, document).find("a.io")

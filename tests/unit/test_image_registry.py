@@ -303,6 +303,18 @@ async def test_a_token_that_is_none_is_refused(client: Client, body: bytes) -> N
             await download(repository(client, web))
 
 
+async def test_a_token_that_is_not_packed_as_it_says_is_asked_for_again(client: Client) -> None:
+    async def handle(call: Call) -> None:
+        if call.path.startswith("/token"):
+            await call.answer(200, b"text", content_encoding="gzip")
+        else:
+            await call.answer(401, www_authenticate=f'Bearer realm="http://{call.headers["host"]}/token"')
+
+    async with serving(handle) as web:
+        with pytest.raises(PullFailed, match=r"DecodingError .* attempts"):
+            await download(repository(client, web))
+
+
 async def test_a_registry_that_is_not_there_is_named_soon(client: Client, naps: Naps) -> None:
     async def nothing(call: Call) -> None:
         await call.answer(200)

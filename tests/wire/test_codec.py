@@ -106,6 +106,7 @@ def test_memory_max_is_the_limit_and_memory_the_reservation() -> None:
 def test_durations(message: Duration, value_s: float) -> None:
     assert codec.seconds(message) == value_s
     assert codec.seconds(codec.duration(value_s)) == value_s
+    assert codec.duration(value_s + 0.9999999999).nanos < 1_000_000_000
 
 
 @pytest.mark.parametrize("value", [5, 5.0, "5"])
@@ -160,6 +161,7 @@ def test_a_job_authors_block_arrives_through_the_schema() -> None:
         ({}, "config.image is required"),
         ({"image": "a", "args": "x"}, r"config.args must be a list\(string\)"),
         ({"image": "a", "pids_limit": "many"}, "config.pids_limit must be a number"),
+        ({"image": "a", "pids_limit": "Infinity"}, "config.pids_limit must be a number"),
         ({"image": "a", "auth": [{}, {}]}, "config.auth must be one block"),
         ({"image": "a", "auth": {"username": "u"}}, "config.auth.password is required"),
     ],

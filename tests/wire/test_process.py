@@ -248,9 +248,10 @@ def test_only_dead_plugins_sockets_are_swept(socket_dir: Path) -> None:
         served.listen()
         (socket_dir / "zlayer-plugin-x-y.sock").touch()
         (socket_dir / f"zlayer-plugin-{dead.pid}-file.sock").touch()
+        (socket_dir / f"zlayer-plugin-{1 << 70}-x.sock").touch()
         socket.sweep(socket_dir)
     assert not (socket_dir / names["gone"]).exists()
-    assert len(list(socket_dir.iterdir())) == 4
+    assert len(list(socket_dir.iterdir())) == 5
 
 
 def test_nothing_heavy_is_imported_before_the_handshake(env: dict[str, str]) -> None:

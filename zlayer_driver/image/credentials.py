@@ -75,8 +75,8 @@ class AuthFile:
             child = await asyncio.create_subprocess_exec(
                 program, "get", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
             )
-        except FileNotFoundError as error:
-            raise ConfigError(f"{program} is not installed, and {str(self._path)!r} names it", hint=_MEND) from error
+        except OSError as error:
+            raise ConfigError(f"cannot run {program}, which {str(self._path)!r} names: {error.strerror}", hint=_MEND) from error
         try:
             async with asyncio.timeout(_HELPER_TIMEOUT_S):
                 answer, _ = await child.communicate(key.encode())

@@ -238,7 +238,7 @@ class Repository:
                     self._check(answer, path)
                     yield answer
                     return
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise Transient(f"{type(error).__name__} at {self._scheme}://{self._path}: {error}") from error
         except httpx2.InvalidURL as error:
             raise PullFailed(self._image, f"the registry names a URL that is none: {error}") from error

@@ -14,6 +14,7 @@ from zlayer_driver.wire._gen import task_pb2 as task
 
 MIB = 1 << 20
 _MAX_DEPTH = 16
+_PACKED = "it must be the MessagePack map that Nomad sends"
 _Isolation = task.NetworkIsolationSpec.NetworkIsolationMode
 _PROPAGATION = {"": "rprivate", "private": "rprivate", "host-to-task": "rslave", "bidirectional": "rshared"}
 _NOMAD_PROPAGATION = {"rprivate": "private", "rslave": "host-to-task", "rshared": "bidirectional"}
@@ -24,11 +25,11 @@ def config_from(raw: bytes, *, what: str) -> dict[str, Any]:
     try:
         value = msgpack.unpackb(raw, strict_map_key=True) if raw else {}
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{what} cannot be read: {error}", hint="it must be the MessagePack map that Nomad sends") from error
+        raise ConfigError(f"{what} cannot be read: {error}", hint=_PACKED) from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{what} is a {type(value).__name__}, not a map of keys", hint="it must be the MessagePack map that Nomad sends")
+        raise ConfigError(f"{what} is a {type(value).__name__}, not a map of keys", hint=_PACKED)
     _refuse_nul(value, what)
     return value
 
@@ -48,11 +49,13 @@ def _texts(value: object, where: str, depth: int = 0) -> Iterator[tuple[str, str
             yield where, value
         case Mapping():
             for key, item in value.items():
-                yield where, str(key)
+                yield from _texts(key, where, depth)
                 yield from _texts(item, f"{where}.{key}", depth + 1)
         case list() | tuple():
             for index, item in enumerate(value):
                 yield from _texts(item, f"{where}[{index}]", depth + 1)
+        case bytes():  # would be taken for text further on
+            raise ConfigError(f"{where} is bytes, not text", hint=_PACKED)
 
 
 def seconds(duration: Duration) -> float:
@@ -61,8 +64,9 @@ def seconds(duration: Duration) -> float:
 
 
 def duration(value_s: float) -> Duration:
-    whole = int(value_s)
-    return Duration(seconds=whole, nanos=round((value_s - whole) * 1e9))
+    made = Duration()
+    made.FromNanoseconds(round(value_s * 1e9))
+    return made
 
 
 def request_from(config: task.TaskConfig) -> TaskRequest:

@@ -77,7 +77,9 @@ def _number(value: str | float, where: str) -> int | float | str:
     try:
         exact = Decimal(str(value))
     except InvalidOperation:
-        raise ConfigError(f"{where} must be a number, not {value!r}") from None
+        exact = Decimal("NaN")
+    if not exact.is_finite():
+        raise ConfigError(f"{where} must be a number, not {value!r}")
     if exact == exact.to_integral_value():
         return int(exact) if int(exact) in _INT64 else str(int(exact))
     return float(exact) if Decimal(float(exact)) == exact else str(exact)

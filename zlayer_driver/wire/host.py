@@ -82,9 +82,9 @@ class PluginHost:
 
     async def stop(self) -> bool:
         """Asks the plugin to exit, and kills it where it takes longer than two seconds; whether it went by itself."""
-        for client in (self._driver, self._controller):
+        for client, request in ((self._driver, driver_pb2.ShutdownRequest()), (self._controller, plugin_pb2.Empty())):
             with contextlib.suppress(grpc.aio.AioRpcError):
-                await client("shutdown", plugin_pb2.Empty() if client is self._controller else driver_pb2.ShutdownRequest())
+                await client("shutdown", request)
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 await self.exited()

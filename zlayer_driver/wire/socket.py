@@ -58,10 +58,10 @@ def sweep(directory: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # anybody may have put a file there whose number no process can have
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
