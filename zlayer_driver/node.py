@@ -14,8 +14,8 @@ from zlayer_driver.config import PluginConfig
 from zlayer_driver.contract import Backend, CanSweep
 from zlayer_driver.errors import CacheError, DriverError
 from zlayer_driver.image.registry import Client
-from zlayer_driver.image.store import ImageStore, Limits
-from zlayer_driver.image.values import MIB
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.values import MIB, Limits
 from zlayer_driver.model import IMAGES_ATTRIBUTE, OS, Fingerprint, Health, ImageFacts, Target
 
 PREFIX = "driver.zlayer"

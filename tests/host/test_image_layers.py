@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import stat
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 from tests.doubles.images import archive, directory, hard_link, image, member, symlink
 from zlayer_driver.errors import PullFailed
 from zlayer_driver.host import mounts
-from zlayer_driver.image.store import Image, ImageStore, Limits
+from zlayer_driver.image.layers import LayerStore
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.values import Image, Limits
 
 pytestmark = pytest.mark.needs("root", "linux", "mount")
 
@@ -211,12 +214,28 @@ async def test_nothing_is_collected_while_held(store: ImageStore, tmp_path: Path
 
 async def test_prune_says_what_it_removed_and_leaves_the_young(store: ImageStore, tmp_path: Path) -> None:
     pulled = await stack(store, tmp_path, [member("big", b"x" * (1 << 20))])
-    assert 1 << 20 <= await store.usage_bytes() < 2 << 20
     pulled.layers[0].rename(tmp_path / "images/l/orphan")
     assert (await store.prune(min_age_s=3600)).deleted == ()
     pruned = await store.prune()
     assert pruned.deleted == ("orphan",)
     assert 1 << 20 <= pruned.reclaimed_bytes < 2 << 20
+
+
+def test_what_is_kept_while_others_sweep_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LayerStore(tmp_path / "images")
+    store.open()
+    making = store.making()
+    made = making.__enter__()
+
+    def after_its_maker(fd: int, how: int) -> None:
+        made.rename(tmp_path / "images/l/kept")
+        making.__exit__(None, None, None)
+        monkeypatch.undo()
+        fcntl.flock(fd, how)
+
+    monkeypatch.setattr("fcntl.flock", after_its_maker)
+    store.sweep()
+    assert (tmp_path / "images/l/kept").is_dir()
 
 
 async def test_an_image_may_have_two_names(store: ImageStore, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.doubles.images import OCI, Built, archive, descriptor, image, member
 from zlayer_driver.errors import PullFailed
-from zlayer_driver.image.store import ImageStore, Limits
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.values import Limits
 
 pytestmark = pytest.mark.needs("root", "linux")
 

@@ -14,7 +14,8 @@ from tests.doubles import registry
 from tests.doubles.images import ARCH, archive, directory, hard_link, image, index, member, symlink
 from zlayer_driver import fastpath
 from zlayer_driver.errors import NotFound, PullFailed, WrongPlatform
-from zlayer_driver.image.store import Image, ImageStore
+from zlayer_driver.image.store import ImageStore
+from zlayer_driver.image.values import Image
 from zlayer_driver.model import OS, PullPolicy, PullProgress
 
 pytestmark = pytest.mark.needs("root", "linux", "docker-registry")
@@ -129,6 +130,18 @@ async def test_parallel_pulls_share_one_and_survive_a_cancelled_waiter(store: Im
     await asyncio.sleep(0)
     first.cancel()
     assert await second == await third
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_whoever_comes_while_a_pull_is_given_up_gets_one_of_his_own(store: ImageStore, server: registry.Registry) -> None:
+    reference = server.push(image([BASE]), "given-up", "1")
+    begun = asyncio.Event()
+    first = asyncio.create_task(store.pull(reference, policy=PullPolicy.ALWAYS, auth=None, report=lambda _step: begun.set()))
+    await begun.wait()
+    first.cancel()
+    second = asyncio.create_task(pull(store, reference))
+    assert len((await second).layers) == 1
     with pytest.raises(asyncio.CancelledError):
         await first
 

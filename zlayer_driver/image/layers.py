@@ -25,7 +25,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from zlayer_driver.host import mounts
@@ -170,11 +170,8 @@ class LayerStore:
                     buried = [path.rename(graves.enter_context(self.making())) for path in gone]
             except BlockingIOError:
                 return Pruned()
-            reclaimed = sum(usage_bytes(grave) for grave in buried)
+            reclaimed = sum(_usage_bytes(grave) for grave in buried)
         return Pruned(tuple(path.name for path in gone), reclaimed)
-
-    def usage_bytes(self) -> int:
-        return usage_bytes(self._made)
 
     def mounted(self) -> set[Path]:
         """The layers that a mount shows."""
@@ -192,29 +189,26 @@ class LayerStore:
     def sweep(self) -> None:
         """Removes half-made layers whose makers are dead."""
         for path in self._making.iterdir():
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A maker that has just ended has removed it, or made it a layer: by that name it is no longer there then.
+            with suppress(FileNotFoundError, BlockingIOError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_DIRECTORY):
                 shutil.rmtree(path)
-            except BlockingIOError:
-                continue
-            finally:
-                os.close(fd)
 
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, how)
-            yield
-        finally:
-            os.close(fd)
+    def _locked(self, how: int) -> AbstractContextManager[None]:
+        return _locked(self._root / "lock", how, os.O_CREAT)
 
 
-def usage_bytes(directory: Path) -> int:
+@contextmanager
+def _locked(path: Path, how: int, flags: int) -> Iterator[None]:
+    """A flock(2) on what is at ``path``, opened with these flags."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _usage_bytes(directory: Path) -> int:
     """Disk space of a tree; files with several names count once."""
     seen: dict[tuple[int, int], int] = {}
     for root, names, files in os.walk(directory):

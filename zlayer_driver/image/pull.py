@@ -39,11 +39,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The platform that a store is for; ``runtime`` names its user in errors."""
+    """The platform that a store is for."""
 
     os: str
     arch: str
-    runtime: str
 
 
 async def resolve(source: Source, wanted: Wanted, limits: Limits) -> Resolved:
@@ -81,7 +80,7 @@ async def _checked(source: Source, blob: Descriptor, limit: int) -> bytes:
 def check_platform(config: ImageConfig, wanted: Wanted, image: str) -> None:
     """`WrongPlatform` for another operating system. What the config leaves open is taken as fitting."""
     if config.os not in {wanted.os, ""}:
-        raise WrongPlatform(wanted.runtime, wanted.os, config.os, image)
+        raise WrongPlatform("this node", wanted.os, config.os, image)
     if config.arch not in {wanted.arch, ""}:
         raise Malformed(f"the image is for {config.os}/{config.arch}, and this node is {wanted.os}/{wanted.arch}")
 

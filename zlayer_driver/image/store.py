@@ -26,20 +26,16 @@ from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
-from zlayer_driver.image.values import Image, ImageConfig, Limits, Malformed, Manifest, Source
+from zlayer_driver.image.values import Image, Limits, Malformed, Manifest, Source
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import Pruned
 from zlayer_driver.waiting import in_thread
-
-__all__ = ["Image", "ImageConfig", "ImageStore", "Limits"]
-
 
 _SETTLE_AFTER_S = 30.0
 _LEFTOVER_AGE_S = 86_400.0  # after which whole layers of an unfinished pull go
 _QUIET_NS = 1_000_000_000  # a file that was written to later than so long ago may be written to again under the same time
 _OF_TASKS = "localhost/of-a-task"
 _Key = tuple[str, Auth | str | None]  # canonical reference, and the credentials or local source used
-_Reports = list[Report]
 
 
 @dataclass(slots=True)
@@ -47,14 +43,13 @@ class _Flight:
     """A pull under way and those who wait for it."""
 
     task: asyncio.Task[None]
-    reports: _Reports
+    reports: list[Report]
     waiters: int = 0
 
 
 class ImageStore:
-    """``runtime`` names the store's user in `WrongPlatform`; ``os`` and ``arch`` are what it can run, by OCI names.
+    """``os`` is what its images must be for, by its OCI name. ``client`` is closed with the store.
 
-    ``client`` is for mirrors, credentials and certificates, and is closed with the store; ``insecure`` is for a store without one.
     The directory is made and swept at first use, not when the store is built.
     """
 
@@ -62,11 +57,8 @@ class ImageStore:
         self,
         root: Path,
         *,
-        insecure: Collection[str] = (),
         client: Client | None = None,
         os: str = "linux",
-        arch: str = "",
-        runtime: str = "oci",
         limits: Limits | None = None,
         allow_devices: bool = False,
     ) -> None:
@@ -75,10 +67,8 @@ class ImageStore:
         self._limits = limits or Limits()
         self._layers = LayerStore(root)
         self._cache = ImageCache(self.cache_path)
-        self._client = client or Client(insecure=insecure)
-        self._puller = Puller(
-            self._layers, self._cache, Wanted(os, arch or host_arch(), runtime), self._limits, allow_devices=allow_devices
-        )
+        self._client = client or Client()
+        self._puller = Puller(self._layers, self._cache, Wanted(os, host_arch()), self._limits, allow_devices=allow_devices)
         self._tells = (self.cache_path, self.cache_path.with_name(f"{self.cache_path.name}-wal"), root / "l")
         self._listed: tuple[object, list[ImageRecord]] = None, []
         self._flights: dict[_Key, _Flight] = {}
@@ -212,11 +202,6 @@ class ImageStore:
         await asyncio.to_thread(self._cache.copy_image, image.reference, reference)
         return self.get(reference)
 
-    async def usage_bytes(self) -> int:
-        """Disk space of all layers, shared ones counted once."""
-        self._open()
-        return await asyncio.to_thread(self._layers.usage_bytes)
-
     async def settle(self) -> None:
         """Returns when what was pulled so far is on the disk: from then on a power cut costs none of it."""
         self._open()
@@ -292,9 +277,10 @@ class ImageStore:
 
     async def _join(self, key: _Key, work: Callable[[Report], Awaitable[None]], report: Report | None) -> None:
         """Waits for the pull of ``key``, which is started if there is none. It ends early only if all its waiters are cancelled."""
-        flight = self._flights.get(key)
+        while (flight := self._flights.get(key)) is not None and flight.task.cancelling():
+            await asyncio.wait([flight.task])  # all who wanted it are gone, and its end would be taken for this caller's
         if flight is None:
-            reports: _Reports = []
+            reports: list[Report] = []
             flight = _Flight(asyncio.create_task(self._fly(key, work, reports)), reports)
             self._flights[key] = flight
         flight.waiters += 1
@@ -310,7 +296,7 @@ class ImageStore:
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
 
-    async def _fly(self, key: _Key, work: Callable[[Report], Awaitable[None]], reports: _Reports) -> None:
+    async def _fly(self, key: _Key, work: Callable[[Report], Awaitable[None]], reports: Sequence[Report]) -> None:
         def tell(progress: PullProgress) -> None:
             for report in tuple(reports):
                 report(progress)
