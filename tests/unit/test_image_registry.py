@@ -290,28 +290,16 @@ async def test_tokens_come_by_http_only(client: Client, realm: str) -> None:
             await download(repository(client, web, USER))
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"token":7}', b'{"token":"a\\nb"}', b"{" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"token":7}', b'{"token":"a\\nb"}', b"{" * 100_000, b"no gzip"])
 async def test_a_token_that_is_none_is_refused(client: Client, body: bytes) -> None:
     async def handle(call: Call) -> None:
         if call.path.startswith("/token"):
-            await call.answer(200, body)
+            await call.answer(200, body, content_encoding="gzip" if body == b"no gzip" else "identity")
         else:
             await call.answer(401, www_authenticate=f'Bearer realm="http://{call.headers["host"]}/token"')
 
     async with serving(handle) as web:
-        with pytest.raises(PullFailed, match="sends no"):
-            await download(repository(client, web))
-
-
-async def test_a_token_that_is_not_packed_as_it_says_is_asked_for_again(client: Client) -> None:
-    async def handle(call: Call) -> None:
-        if call.path.startswith("/token"):
-            await call.answer(200, b"text", content_encoding="gzip")
-        else:
-            await call.answer(401, www_authenticate=f'Bearer realm="http://{call.headers["host"]}/token"')
-
-    async with serving(handle) as web:
-        with pytest.raises(PullFailed, match=r"DecodingError .* attempts"):
+        with pytest.raises(PullFailed, match=r"sends no|DecodingError .* attempts"):
             await download(repository(client, web))
 
 
