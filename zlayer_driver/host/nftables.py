@@ -53,8 +53,7 @@ def _message(kind: int, flags: int, what: str, attributes: Attributes, *, change
     return encode(_classes()[kind], _SUBSYSTEM | kind + change, flags, what, {"nfgen_family": _INET}, attributes)
 
 
-def transaction(parts: Sequence[Batch]) -> Batch:
-    """All of it, or nothing."""
+def _transaction(parts: Sequence[Batch]) -> Batch:
     edge = struct.Struct("=IHHIIBBH")  # a header, then struct nfgenmsg
     begin, end = (
         edge.pack(edge.size, kind, _REQUEST, 0, 0, 0, 0, struct.unpack("=H", struct.pack("!H", _NFTABLES))[0]) for kind in (_BEGIN, _END)
@@ -64,9 +63,20 @@ def transaction(parts: Sequence[Batch]) -> Batch:
 
 
 def change(parts: Sequence[Batch]) -> None:
-    """Has the kernel do a transaction, in the calling thread's network namespace."""
+    """Has the kernel do all of it or nothing, in the calling thread's network namespace."""
     with Socket(NETFILTER) as sock:
-        sock.send(transaction(parts))
+        sock.send(_transaction(parts))
+
+
+def _ask(asked: Batch) -> list[bytes] | None:
+    """The answers; ``None`` where nothing has that name, or the kernel has no nftables."""
+    try:
+        with Socket(NETFILTER) as sock:
+            return sock.dump(asked)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EPROTONOSUPPORT):
+            raise
+        return None
 
 
 # Tables, chains, maps.
@@ -84,14 +94,7 @@ def table_gone(name: str) -> Batch:
 def has_table(name: str) -> bool:
     """False, too, for a kernel that has no nftables."""
     asked = _message(_TABLE, _ACK, f"look for the nftables table {name}", [("NFTA_TABLE_NAME", name)], change=1)
-    try:
-        with Socket(NETFILTER) as sock:
-            sock.dump(asked)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL):
-            raise
-        return False
-    return True
+    return _ask(asked) is not None
 
 
 def nat_chain(table: str, hook: str) -> Batch:
@@ -139,18 +142,11 @@ def elements(table: str, name: str, found: Mapping[bytes, bytes], *, gone: bool 
 
 
 def read_elements(table: str, name: str) -> dict[bytes, bytes]:
-    """The entries of a map; none where there is no such map or table."""
+    """The entries of a map; none where there is no such map or table, or no nftables."""
     attributes = [("NFTA_SET_ELEM_LIST_TABLE", table), ("NFTA_SET_ELEM_LIST_SET", name)]
     asked = _message(_ELEMENT, _REQUEST | _DUMP, f"read the nftables map {name}", attributes, change=1)
     found = {}
-    try:
-        with Socket(NETFILTER) as sock:
-            answers = sock.dump(asked)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return {}
-        raise
-    for payload in answers:
+    for payload in _ask(asked) or ():
         for entry in decode(_classes()[_ELEMENT], payload).get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
             found[_value(entry, "NFTA_SET_ELEM_KEY")] = _value(entry, "NFTA_SET_ELEM_DATA")
     return found
