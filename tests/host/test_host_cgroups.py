@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
@@ -32,7 +34,20 @@ def groups() -> Iterator[list[Path]]:
         group.mkdir()
     yield made
     for group in made:
-        group.rmdir()
+        if group.exists():
+            group.rmdir()
+
+
+async def test_a_group_is_removed_with_all_that_it_has(groups: list[Path]) -> None:
+    script = 'for group; do echo 0 >"$group/cgroup.procs"; done; for n in 1 2 3 4 5; do sleep 1000 & done; echo begun; exec sleep 1000'
+    child = await asyncio.create_subprocess_exec("sh", "-c", script, "sh", *map(str, groups), stdout=subprocess.PIPE)
+    assert child.stdout
+    assert await child.stdout.readline() == b"begun\n"
+    (groups[0] / "below").mkdir()
+    for _ in range(2):
+        await cgroups.remove(f"/{groups[0].name}")
+    assert not any(group.exists() for group in groups)
+    assert await child.wait() == -SIGKILL
 
 
 def test_awakening_the_kernel_moves_nobody(groups: list[Path]) -> None:

@@ -14,6 +14,7 @@ from zlayer_driver.errors import InvalidSpec, TimedOut, Unsupported
 from zlayer_driver.host.logs import log_ends
 from zlayer_driver.host.pidfd import PidFd, ProcessId, identify
 from zlayer_driver.host.processes import capture, children, command_lines, reap, spawn
+from zlayer_driver.host.session import Console, Session
 
 pytestmark = [pytest.mark.needs("linux"), pytest.mark.usefixtures("no_fd_leak")]
 
@@ -66,6 +67,16 @@ async def test_a_cancelled_wait_ends_children_first() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert (child.returncode, identify(grandchild)) == (9, None)
+
+
+async def test_sessions_that_cannot_begin_leave_nothing_open(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        Session.start(["echo", "a\0b"], tty=False)
+    with pytest.raises(Unsupported, match="/no/such/program cannot be run"):
+        Session.start(["/no/such/program"], tty=True)
+    (tmp_path / "taken").touch()
+    with pytest.raises(OSError, match="in use"):
+        Console(tmp_path / "taken")
 
 
 async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:

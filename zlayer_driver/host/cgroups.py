@@ -172,10 +172,9 @@ async def _remove_one(group: Path) -> None:
     for _ in range(_SETTLE_TRIES):
         if _rmdir(group):
             return
-        while _processes(group):
-            await _kill(group)
+        await _kill(group)
         await asyncio.sleep(_SETTLE_S)  # who has just ended is in no list, and may still be counted
-    raise InternalError(f"control group {group} cannot be removed: it is busy, and has no process")
+    raise InternalError(f"control group {group} cannot be removed: it is busy; its processes are {_processes(group)}")
 
 
 def _rmdir(group: Path) -> bool:

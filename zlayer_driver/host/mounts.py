@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from zlayer_driver.host.libc import check, libc
+
 _CLONE_FS = 0x200
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -22,16 +24,13 @@ _IDENTITY = "layers-"  # and device and inode
 _READ_ONLY = 1 | 2 | 4  # MS_RDONLY, MS_NOSUID, MS_NODEV
 _SPECIAL = re.compile(r"[\\:,]")  # what separates options and layers
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "") -> None:
     """The system call of that name; `OSError` with the target as its file name."""
-    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(target))
+    check(libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()), str(target))
 
 
 def unmount(target: Path) -> None:
@@ -44,16 +43,14 @@ def unmount(target: Path) -> None:
 
 
 def _umount2(target: Path, flags: int) -> int:
-    return ctypes.get_errno() if _libc.umount2(os.fsencode(target), flags) != 0 else 0
+    return ctypes.get_errno() if libc.umount2(os.fsencode(target), flags) else 0
 
 
 def sync(directory: Path) -> None:
     """Returns when all that was written to the directory's file system is on its disk."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
+        check(libc.syncfs(fd), str(directory))
     finally:
         os.close(fd)
 
@@ -62,8 +59,8 @@ def overlay(target: Path, *, lower: Sequence[Path], upper: Path, work: Path) -> 
     """Mounts an overlayfs at ``target``; ``lower`` bottom first, at least one.
 
     Lower directories are named from the directory that they share, which keeps some 140 layers within the one page that mount(2) reads. The
-    mount's source is the identity of that directory, so that the mount table tells which layers are in use. ``volatile`` spares a sync of the upper layer at unmount (kernel 5.10):
-    nothing of a container outlives a crash of the machine.
+    mount's source is the identity of that directory, so that the mount table tells which layers are in use. ``volatile`` spares a sync of the
+    upper layer at unmount (kernel 5.10): nothing of a container outlives a crash of the machine.
     """
     with _names(lower) as names:
         options = f"lowerdir={names.layers},upperdir={names.held(upper)},workdir={names.held(work)}"
@@ -175,9 +172,7 @@ def _within(directory: Path, action: Callable[[], None]) -> None:
     """Runs ``action`` with ``directory`` as its working directory, in a thread of its own that no longer shares the process's."""
 
     def run() -> None:
-        if _libc.unshare(_CLONE_FS) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), "unshare")
+        check(libc.unshare(_CLONE_FS), "unshare")
         os.chdir(directory)
         action()
 

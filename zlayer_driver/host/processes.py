@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL
 
@@ -50,15 +50,6 @@ class _Drain:
         self._loop.remove_reader(self.reader)
         os.close(self.reader)
         self.close_writer()
-
-
-@contextmanager
-def _drain(limit_bytes: int) -> Iterator[_Drain]:
-    drain = _Drain(limit_bytes)
-    try:
-        yield drain
-    finally:
-        drain.close()
 
 
 def spawn(
@@ -131,7 +122,7 @@ async def capture(
 
     The end is the program's own: a child of it that keeps the pipes open is not waited for. ``grace_s`` as in `reap`.
     """
-    with _drain(limit_bytes) as out, _drain(limit_bytes) as err:
+    with closing(_Drain(limit_bytes)) as out, closing(_Drain(limit_bytes)) as err:
         child = spawn(argv, stdout=out.writer, stderr=err.writer, env=env)
         out.close_writer()
         err.close_writer()

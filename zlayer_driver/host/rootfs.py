@@ -8,13 +8,12 @@ import stat
 from pathlib import Path
 
 from zlayer_driver.errors import InvalidSpec
+from zlayer_driver.host.libc import check, libc
 
 # openat2(2): the number is the same on every architecture; struct open_how is flags, mode, resolve.
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _OpenHow(ctypes.Structure):
@@ -26,13 +25,9 @@ def open_in(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-        fd = int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+        return check(libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
     finally:
         os.close(root_fd)
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return fd
 
 
 def exists_in(root: Path, path: str) -> bool:

@@ -12,13 +12,12 @@ import socket
 import struct
 import subprocess
 import termios
-import tty as terminal
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tty import setraw
 from typing import Any, Self
 
-from zlayer_driver.errors import Unsupported
 from zlayer_driver.host.processes import reap, spawn
 from zlayer_driver.readings import ExecInput, WindowSize
 
@@ -42,7 +41,11 @@ class Console:
         self.path = f"/proc/self/fd/{self.fd}/{socket_path.name}"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.setblocking(False)
-        self._listener.bind(self.path)
+        try:
+            self._listener.bind(self.path)
+        except OSError:
+            self._let_go()
+            raise
         self._listener.listen()
 
     async def terminal(self) -> int:
@@ -62,8 +65,11 @@ class Console:
             nobody.connect(self.path)
 
     def close(self) -> None:
+        Path(self.path).unlink(missing_ok=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._listener.close()
-        Path(self.path).unlink()
         os.close(self.fd)
         self.fd = _NONE
 
@@ -91,14 +97,14 @@ class Session:
         """On a terminal the child is given one in raw mode: the line discipline that counts is that of the terminal it opens itself."""
         if tty:
             master, slave = pty.openpty()
-            terminal.setraw(slave)
+            setraw(slave)
             ours, theirs = (master, master, master), (slave, slave, slave)
         else:
             pipes = [os.pipe() for _ in range(3)]
             ours, theirs = (pipes[0][1], pipes[1][0], pipes[2][0]), (pipes[0][0], pipes[1][1], pipes[2][1])
         try:
             child = spawn(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
-        except Unsupported:
+        except BaseException:
             _close_all(ours)
             raise
         finally:
@@ -111,13 +117,13 @@ class Session:
         session = cls(spawn(argv, pass_fds=(console.fd,)), _NONE, {}, tty=True, copies=False)
         session.status.add_done_callback(lambda _: console.hang_up())
         try:
-            terminal = await console.terminal()
+            master = await console.terminal()
         except BaseException:
             await session.close()
             raise
-        if terminal != _NONE:
-            os.set_blocking(terminal, False)
-            session._stdin, session._outputs = terminal, {STDOUT: terminal}
+        if master != _NONE:
+            os.set_blocking(master, False)
+            session._stdin, session._outputs = master, {STDOUT: master}
         return session
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
