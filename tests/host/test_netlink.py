@@ -71,9 +71,7 @@ async def test_the_kernels_own_reason_is_told(worker: netns.Worker) -> None:
     def work() -> None:
         with Socket() as sock:
             for name in ("vx0", "vx1"):
-                sock.send(
-                    messages.vxlan(name, vni=7, local=ip_address("127.0.0.1"), port=4789, underlay=1, mtu=1400, mac="02:00:00:00:00:01")
-                )
+                sock.send(messages.vxlan(name, messages.Vxlan(7, "127.0.0.1", 4789, 1), mtu=1400, mac="02:00:00:00:00:01"))
 
     with pytest.raises(FileExistsError, match=r"VNI already exists\): 'make the VXLAN device vx1'"):
         await worker.run(work)
@@ -121,7 +119,7 @@ async def test_failures_come_back_from_the_thread_and_leave_it_alive(worker: net
 async def test_a_worker_that_cannot_enter_says_so(no_fd_leak: object) -> None:
     worker = netns.Worker("/dev/null")
     for _ in range(2):
-        with pytest.raises(OSError, match="setns"):
+        with pytest.raises(OSError, match="enter a network namespace"):
             await worker.run(lambda: None)
     worker.close()
 

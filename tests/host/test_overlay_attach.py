@@ -85,7 +85,7 @@ async def test_a_failed_attach_leaves_nothing(host: Host) -> None:
     await overlay.attach("first", str(place))
     with pytest.raises(NetworkError, match=f"interface {INTERFACE} of somebody else"):
         await overlay.attach("second", str(place))
-    with pytest.raises(NetworkError, match="No such file"):
+    with pytest.raises(NetworkError, match=r"cannot use .*/nowhere: No such file"):
         await overlay.attach("third", str(host.root / "nowhere"))
     with pytest.raises(NetworkError, match="Invalid argument"):
         await overlay.attach("fourth", "/dev/null")
@@ -131,6 +131,13 @@ async def test_the_next_process_takes_over_and_frees_what_is_gone(host: Host) ->
     assert host.links() == [kept.link]
     assert [lease.owner for lease in await second.call(lambda core: core.leases.all())] == ["stays"]
     assert ping(stays, second.plan.subnets.own()[0])
+
+
+async def test_a_call_while_the_overlay_closes_opens_it_anew(host: Host) -> None:
+    overlay, place = host.overlay(), host.container("c")
+    attached = await overlay.attach("c", str(place))
+    _, seen = await asyncio.gather(overlay.close(), overlay.describe("c"))
+    assert seen == attached
 
 
 async def test_fifty_at_once(host: Host) -> None:

@@ -14,11 +14,13 @@ import pytest
 
 from tests.host.overlay_lab import Host, Lab, flowing, lab, ping, run
 from zlayer_driver.config import Transport
+from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netns
+from zlayer_driver.host.wireguard import Userspace
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.inspection import look
-from zlayer_driver.overlay.plan import INTERFACE, Address
+from zlayer_driver.overlay.plan import INTERFACE, Address, Subnets
 
 pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "busybox"), pytest.mark.timeout(180)]
 
@@ -30,10 +32,15 @@ class Node:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.overlay = host.overlay()
         self.place = host.container("c")
-        self.public_key = keys.load(host.state_dir / "wireguard.key").public if host.transport is Transport.WIREGUARD else ""
         self.attached: Attachment | None = None
+        self.join()
+
+    def join(self, **changes: object) -> None:
+        """A new process's view of the overlay."""
+        host = self.host
+        self.overlay = host.overlay(**changes)
+        self.public_key = keys.load(host.state_dir / "wireguard.key").public if host.transport is Transport.WIREGUARD else ""
 
     async def start(self) -> None:
         self.attached = await self.overlay.attach("c", str(self.place))
@@ -46,7 +53,7 @@ class Node:
 
 async def introduce(nodes: list[Node]) -> None:
     for node in nodes:
-        await node.overlay.set_peers([other.host.peer(other.public_key) for other in nodes if other is not node])
+        await node.overlay.set_peers([other.overlay.plan.as_peer(other.public_key) for other in nodes if other is not node])
 
 
 @pytest.fixture(params=[Transport.VXLAN, pytest.param(Transport.WIREGUARD, marks=pytest.mark.needs("wireguard-go"))])
@@ -172,9 +179,34 @@ async def test_the_next_process_takes_over_without_a_packet_lost(nodes: list[Nod
     assert len(await reaches(one, two)) == 2  # neighbours and handshakes are there
     async with flowing(one.place, two.addresses):
         await one.host.close()
-        one.overlay = one.host.overlay(peers=tuple(other.host.peer(other.public_key) for other in (two, three)))
+        one.join(peers=tuple(other.overlay.plan.as_peer(other.public_key) for other in (two, three)))
         await one.overlay.open()
     assert (await one.overlay.attach("c", str(one.place))).addresses == one.addresses
+
+
+async def test_settings_that_changed_hold_from_the_next_process_on(made: Lab) -> None:
+    """Links that an earlier process made by others make way, and so does a key whose file was deleted."""
+    one, two = Node(made.host(1)), Node(made.host(2))
+    for node in (one, two):
+        await node.start()
+    await introduce([one, two])
+    assert len(await reaches(one, two)) == 2
+    moved = Subnets.of("10.88.7.0/24", "fd88:0:0:7::/64")
+    for node, changes in ((one, {}), (two, {"subnets": moved})):
+        await node.host.close()
+        (node.host.state_dir / "wireguard.key").unlink(missing_ok=True)
+        node.join(port=0x1234, vni=43, **changes)
+        await node.start()
+        assert ":1234 " in run(["cat", "/proc/net/udp"], namespace=node.host.namespace)
+    assert two.addresses[0] in moved.v4
+    await introduce([one, two])
+    assert len(await reaches(one, two)) == 2
+
+
+def test_a_node_that_cannot_make_a_tunnel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NetworkError, match="install wireguard-go, or set the overlay's transport to vxlan"):
+        Userspace("none0").ensure()
 
 
 @pytest.mark.needs("iperf3")

@@ -36,13 +36,13 @@ def _must(found: object, wanted: object) -> None:
 def main() -> None:
     device, peers = Kernel("wgtalk0"), _peers()
     _must([device.ensure(), device.ensure()], [True, True])
-    _must(device.state(), DeviceState(0, has_key=False, peers={}))
+    _must(device.state(), DeviceState(0, peers={}))
     device.configure(peers, private_key=_key(1000), listen_port=_PORT)
-    _must(device.state(), DeviceState(_PORT, has_key=True, peers={peer.public_key: _told(peer) for peer in peers}))
+    _must(device.state(), DeviceState(_PORT, peers={peer.public_key: _told(peer) for peer in peers}))
     changed = PeerChange(_key(500), ("10.200.0.0/16",), ("192.0.2.6", 4001))
     device.configure([PeerChange(peer.public_key, remove=True) for peer in peers[:100]] + [changed])
     left = {peer.public_key: _told(peer) for peer in [*peers[100:], changed]}
-    _must(device.state(), DeviceState(_PORT, has_key=True, peers=left))
+    _must(device.state(), DeviceState(_PORT, peers=left))
     device.remove()
     device.remove()
 

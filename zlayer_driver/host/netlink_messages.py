@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from zlayer_driver.host.netlink import Batch, Socket
 
@@ -74,6 +75,15 @@ def _read(sock: Socket, kind: int, what: str, fields: Mapping[str, int], attribu
 # Links.
 
 
+class Vxlan(NamedTuple):
+    """What a VXLAN device is made with and cannot change; ``underlay`` is the index of a link."""
+
+    vni: int
+    local: str
+    port: int
+    underlay: int
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """``peer`` is the index of a veth's other end, in the other namespace's numbering."""
@@ -86,6 +96,7 @@ class Link:
     mac: str
     master: int
     peer: int
+    vxlan: Vxlan | None
 
 
 def _nested(kind: str, data: Attributes = ()) -> tuple[str, Any]:
@@ -122,13 +133,13 @@ def bridge(name: str, *, mtu: int, mac: str) -> Batch:
     return _message(_LINK, _ACK | _CREATE | _EXCL, f"make the bridge {name}", {}, attributes)
 
 
-def vxlan(name: str, *, vni: int, local: Address, port: int, underlay: int, mtu: int, mac: str) -> Batch:
+def vxlan(name: str, settings: Vxlan, *, mtu: int, mac: str) -> Batch:
     """A VXLAN device that learns nothing and floods nothing: it knows the ways that it is told."""
     data = [
-        ("IFLA_VXLAN_ID", vni),
-        ("IFLA_VXLAN_LOCAL" if local.version == 4 else "IFLA_VXLAN_LOCAL6", str(local)),
-        ("IFLA_VXLAN_LINK", underlay),
-        ("IFLA_VXLAN_PORT", port),
+        ("IFLA_VXLAN_ID", settings.vni),
+        ("IFLA_VXLAN_LOCAL6" if ":" in settings.local else "IFLA_VXLAN_LOCAL", settings.local),
+        ("IFLA_VXLAN_LINK", settings.underlay),
+        ("IFLA_VXLAN_PORT", settings.port),
         ("IFLA_VXLAN_LEARNING", 0),
     ]
     attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac), _nested("vxlan", data)]
@@ -180,24 +191,35 @@ def links(sock: Socket) -> dict[str, Link]:
             mac=message.get_attr("IFLA_ADDRESS") or "",
             master=message.get_attr("IFLA_MASTER") or 0,
             peer=message.get_attr("IFLA_LINK") or 0,
+            vxlan=_vxlan_settings(info),
         )
     return found
+
+
+def _vxlan_settings(info: Any) -> Vxlan | None:
+    if not info or info.get_attr("IFLA_INFO_KIND") != "vxlan":
+        return None
+    data = info.get_attr("IFLA_INFO_DATA")
+    local = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6") or ""
+    return Vxlan(data.get_attr("IFLA_VXLAN_ID"), local, data.get_attr("IFLA_VXLAN_PORT"), data.get_attr("IFLA_VXLAN_LINK") or 0)
 
 
 # Addresses, routes, neighbours.
 
 
+def _family(of: Address | Subnet) -> int:
+    return socket.AF_INET if of.version == 4 else socket.AF_INET6
+
+
 def address(index: int, address: Address, prefix_length: int) -> Batch:
     """Sets an address, at once usable: overlay addresses are leased, so that none is probed for a double."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    fields = {"family": family, "prefixlen": prefix_length, "flags": _NODAD_PERMANENT, "index": index}
+    fields = {"family": _family(address), "prefixlen": prefix_length, "flags": _NODAD_PERMANENT, "index": index}
     attributes = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))]
     return _message(_ADDRESS, _ACK | _CREATE | _REPLACE, f"set address {address}", fields, attributes)
 
 
 def address_gone(index: int, address: Address, prefix_length: int) -> Batch:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    fields = {"family": family, "prefixlen": prefix_length, "index": index}
+    fields = {"family": _family(address), "prefixlen": prefix_length, "index": index}
     return _message(_ADDRESS + 1, _ACK, f"delete address {address}", fields, [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))])
 
 
@@ -213,8 +235,7 @@ def addresses(sock: Socket) -> list[tuple[int, Address]]:
 
 def route(target: Subnet, *, link: int, gateway: Address | None = None, source: Address | None = None) -> Batch:
     """A route out of ``link``; the gateway need not be in any subnet of it."""
-    attributes: list[tuple[str, Any]] = [("RTA_DST", str(target.network_address))] if target.prefixlen else []
-    attributes.append(("RTA_OIF", link))
+    attributes = _route_attributes(target, link)
     if gateway:
         attributes.append(("RTA_GATEWAY", str(gateway)))
     if source:
@@ -229,15 +250,16 @@ def route(target: Subnet, *, link: int, gateway: Address | None = None, source: 
 
 
 def route_gone(target: Subnet, *, link: int) -> Batch:
-    attributes: list[tuple[str, Any]] = [("RTA_DST", str(target.network_address))] if target.prefixlen else []
-    return _message(
-        _ROUTE + 1, _ACK, f"delete the route to {target}", _route_fields(target) | {"scope": 255}, [*attributes, ("RTA_OIF", link)]
-    )
+    fields = _route_fields(target) | {"scope": 255}
+    return _message(_ROUTE + 1, _ACK, f"delete the route to {target}", fields, _route_attributes(target, link))
 
 
 def _route_fields(target: Subnet) -> dict[str, int]:
-    family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-    return {"family": family, "dst_len": target.prefixlen, "table": _MAIN}
+    return {"family": _family(target), "dst_len": target.prefixlen, "table": _MAIN}
+
+
+def _route_attributes(target: Subnet, link: int) -> list[tuple[str, Any]]:
+    return [*([("RTA_DST", str(target.network_address))] if target.prefixlen else []), ("RTA_OIF", link)]
 
 
 def routes(sock: Socket, link: int) -> dict[str, str]:
@@ -253,16 +275,16 @@ def routes(sock: Socket, link: int) -> dict[str, str]:
 
 def neighbour(link: int, address: Address, mac: str) -> Batch:
     """Binds an address to a MAC for good: nobody asks for it on the wire."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    fields = {"family": family, "ifindex": link, "state": _NUD_PERMANENT}
+    fields = {"family": _family(address), "ifindex": link, "state": _NUD_PERMANENT}
     return _message(
         _NEIGHBOUR, _ACK | _CREATE | _REPLACE, f"set neighbour {address}", fields, [("NDA_DST", str(address)), ("NDA_LLADDR", mac)]
     )
 
 
 def neighbour_gone(link: int, address: Address) -> Batch:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return _message(_NEIGHBOUR + 1, _ACK, f"delete neighbour {address}", {"family": family, "ifindex": link}, [("NDA_DST", str(address))])
+    return _message(
+        _NEIGHBOUR + 1, _ACK, f"delete neighbour {address}", {"family": _family(address), "ifindex": link}, [("NDA_DST", str(address))]
+    )
 
 
 def answer_for(link: int, address: Address) -> Batch:
@@ -308,6 +330,11 @@ def forwardings(sock: Socket, link: int) -> dict[str, str]:
     return found
 
 
-def is_absent(error: OSError) -> bool:
-    """Whether an error says that what was to be deleted is not there."""
-    return error.errno in (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.ENXIO)
+@contextmanager
+def absent_is_fine() -> Iterator[None]:
+    """For messages about what may be gone, or may never have been there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.ENXIO):
+            raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from zlayer_driver.host.libc import check, libc
 from zlayer_driver.host.mounts import mount, unmount
 
 P = ParamSpec("P")
@@ -24,18 +24,11 @@ _MS_BIND = 0x1000
 _OWN = "/proc/thread-self/ns/net"
 
 _log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
 
 
 def enter(fd: int) -> None:
     """Moves the calling thread, and only it, into a network namespace."""
-    _check(_libc.setns(fd, _CLONE_NEWNET), "setns")
+    check(libc.setns(fd, _CLONE_NEWNET), "enter a network namespace")
 
 
 @contextmanager
@@ -124,22 +117,14 @@ class Worker:
 
 def make(path: Path) -> bool:
     """A new network namespace that a mount on the file ``path`` keeps alive; false if it is there already."""
-    if is_kept(path):
+    if is_alive(path):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o444)
     with opened() as home, visit(home):
-        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+        check(libc.unshare(_CLONE_NEWNET), "make a network namespace")
+        path.touch(mode=0o444)
         mount(_OWN, path, "", _MS_BIND)
     return True
-
-
-def is_kept(path: Path) -> bool:
-    """Whether a namespace is mounted on the file."""
-    try:
-        return path.stat().st_dev != path.parent.stat().st_dev
-    except FileNotFoundError:
-        return False
 
 
 def remove(path: Path) -> None:
@@ -148,7 +133,7 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def is_alive(path: str) -> bool:
+def is_alive(path: str | Path) -> bool:
     """Whether the path leads to a namespace: one that a mount keeps, or that of a process."""
     try:
         return Path(path).stat().st_dev == Path(_OWN).stat().st_dev

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from zlayer_driver.errors import NetworkError
+from zlayer_driver.errors import NetworkError, Unsupported
 from zlayer_driver.host import processes
 
 _SOCKETS = Path("/var/run/wireguard")
@@ -35,7 +35,6 @@ class PeerState:
 @dataclass(frozen=True, slots=True)
 class DeviceState:
     listen_port: int
-    has_key: bool
     peers: Mapping[str, PeerState]
 
 
@@ -83,8 +82,8 @@ class Userspace:
             return True
         try:
             ended = asyncio.run(processes.capture([_PROGRAM, self._name], timeout_s=_START_S))
-        except FileNotFoundError as error:
-            raise NetworkError(f"{_PROGRAM} is not installed", hint="install it, or set the overlay's transport to vxlan") from error
+        except Unsupported as error:
+            raise NetworkError(error.message, hint=f"install {_PROGRAM}, or set the overlay's transport to vxlan") from error
         if ended.status != 0:
             raise NetworkError(f"{_PROGRAM} cannot make {self._name}: {ended.stderr.decode(errors='replace').strip() or ended.status}")
         return True
@@ -122,14 +121,12 @@ class Userspace:
             raise NetworkError(f"the WireGuard device {self._name} refused its configuration (errno {number})")
 
     def state(self) -> DeviceState:
-        listen_port, has_key = 0, False
+        listen_port = 0
         peers: dict[str, dict[str, str]] = {}
         allowed: dict[str, set[str]] = {}
         current = ""
         for key, value in self._ask("get=1\n\n"):
             match key:
-                case "private_key":
-                    has_key = value.strip("0") != ""
                 case "listen_port":
                     listen_port = int(value)
                 case "public_key":
@@ -143,7 +140,7 @@ class Userspace:
             peer: PeerState(values.get("endpoint", ""), frozenset(allowed[peer]), int(values.get("last_handshake_time_sec", 0)))
             for peer, values in peers.items()
         }
-        return DeviceState(listen_port, has_key, found)
+        return DeviceState(listen_port, found)
 
     def _ask(self, request: str) -> Iterator[tuple[str, str]]:
         with self._connected() as connection, connection.makefile("rw", encoding="ascii", newline="\n") as stream:

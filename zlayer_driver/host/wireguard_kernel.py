@@ -38,12 +38,8 @@ class Kernel:
         return True
 
     def remove(self) -> None:
-        try:
-            with Socket() as sock:
-                sock.send(messages.link_gone(self._name))
-        except OSError as error:
-            if not messages.is_absent(error):
-                raise
+        with messages.absent_is_fine(), Socket() as sock:
+            sock.send(messages.link_gone(self._name))
 
     def configure(self, peers: Sequence[PeerChange] = (), *, private_key: str = "", listen_port: int = 0) -> None:
         own: list[tuple[str, Any]] = [("WGDEVICE_A_PRIVATE_KEY", private_key)] if private_key else []
@@ -63,7 +59,7 @@ class Kernel:
                 key = peer.get_attr("WGPEER_A_PUBLIC_KEY").decode()
                 peers[key] = _peer_state(peer, peers.get(key, PeerState("", frozenset())))
         port = max((answer.get_attr("WGDEVICE_A_LISTEN_PORT") or 0 for answer in answers), default=0)
-        return DeviceState(port, any(answer.get_attr("WGDEVICE_A_PRIVATE_KEY") for answer in answers), peers)
+        return DeviceState(port, peers)
 
     def _message(self, command: int, flags: int, attributes: messages.Attributes = ()) -> Batch:
         self._family = self._family or _family_number()

@@ -6,42 +6,25 @@ point, and so that a peer that joins or leaves disturbs no packet of another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Protocol
 
-from zlayer_driver.config import Transport
 from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host.netlink import Batch, Socket
-from zlayer_driver.host.netlink_messages import Link
+from zlayer_driver.host.netlink_messages import Link, Vxlan
 from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan, bridge_mac, transport_mac
+from zlayer_driver.overlay.tunnel import WireGuard
 
 _SYSCTL = Path("/proc/sys/net")
 _PER_ADDRESS = 6  # the version whose addresses a link answers for one by one; of the other it answers for all that has a way
 
 
-class Tunnel(Protocol):
-    """A WireGuard device under the plan's name."""
-
-    def ensure(self) -> None:
-        """Makes it, or takes over that of an earlier process."""
-        ...
-
-    def set_peers(self, peers: Sequence[Peer]) -> None: ...
-
-    def set_guest(self, guest: Guest) -> None: ...
-
-    def drop_guest(self, addresses: Sequence[Address]) -> None: ...
-
-    def stop(self) -> None: ...
-
-
 class Fabric:
-    """``tunnel`` makes the WireGuard device where the plan has one, and sets its peers."""
+    """``tunnel`` is the WireGuard device; without one the transport is VXLAN."""
 
-    def __init__(self, plan: Plan, sock: Socket, tunnel: Tunnel | None = None) -> None:
+    def __init__(self, plan: Plan, sock: Socket, tunnel: WireGuard | None) -> None:
         self._plan = plan
         self._sock = sock
         self._tunnel = tunnel
@@ -53,12 +36,10 @@ class Fabric:
         """Makes bridge and transport device, or takes over those of an earlier process. Idempotent."""
         plan, underlay = self._plan, self._underlay()
         self.mtu = plan.inner_mtu(underlay.mtu)
-        bridge = self._ensure(plan.bridge, "bridge", lambda: messages.bridge(plan.bridge, mtu=self.mtu, mac=bridge_mac(plan.subnets)))
+        mac = bridge_mac(plan.subnets)
+        bridge = self._ensure(plan.bridge, "bridge", messages.bridge(plan.bridge, mtu=self.mtu, mac=mac), mac)
         self.bridge = bridge.index
-        if plan.transport is Transport.VXLAN:
-            device = self._ensure(plan.device, "vxlan", lambda: self._vxlan(underlay))
-        else:
-            device = self._wireguard()
+        device = self._wireguard(self._tunnel) if self._tunnel else self._vxlan(underlay)
         self.device = device.index
         self._sock.send(
             Batch.join(
@@ -84,30 +65,25 @@ class Fabric:
             f"no link of this node has the overlay endpoint {self._plan.endpoint}", hint="set overlay.endpoint to one of its addresses"
         )
 
-    def _ensure(self, name: str, kind: str, make: Callable[[], Batch]) -> Link:
-        if name not in (links := messages.links(self._sock)):
-            self._sock.send(make())
-            links = messages.links(self._sock)
-        if links[name].kind != kind:
-            raise NetworkError(f"link {name} is no {kind} but a {links[name].kind or 'device'}", hint="name another overlay.bridge")
-        return links[name]
+    def _ensure(self, name: str, kind: str, made: Batch, mac: str, settings: Vxlan | None = None) -> Link:
+        """An earlier process's link stays if it is as ``made`` would make it: another share or setting needs another link."""
+        found = messages.links(self._sock).get(name)
+        if found and found.kind != kind:
+            raise NetworkError(f"link {name} is no {kind} but a {found.kind or 'device'}", hint="name another overlay.bridge")
+        if found and (found.mac, found.vxlan) == (mac, settings):
+            return found
+        if found:
+            self._sock.send(messages.link_gone(name))
+        self._sock.send(made)
+        return messages.links(self._sock)[name]
 
-    def _vxlan(self, underlay: Link) -> Batch:
-        plan = self._plan
-        return messages.vxlan(
-            plan.device,
-            vni=plan.vni,
-            local=plan.endpoint,
-            port=plan.port,
-            underlay=underlay.index,
-            mtu=self.mtu,
-            mac=transport_mac(plan.subnets),
-        )
+    def _vxlan(self, underlay: Link) -> Link:
+        plan, mac = self._plan, transport_mac(self._plan.subnets)
+        settings = Vxlan(plan.vni, str(plan.endpoint), plan.port, underlay.index)
+        return self._ensure(plan.device, "vxlan", messages.vxlan(plan.device, settings, mtu=self.mtu, mac=mac), mac, settings)
 
-    def _wireguard(self) -> Link:
-        if self._tunnel is None:
-            raise NetworkError("the overlay's transport is WireGuard, and the node has no tunnel")
-        self._tunnel.ensure()
+    def _wireguard(self, tunnel: WireGuard) -> Link:
+        tunnel.ensure()
         if device := messages.links(self._sock).get(self._plan.device):
             return device
         raise NetworkError(
@@ -136,13 +112,12 @@ class Fabric:
         if self._tunnel:
             self._tunnel.set_peers(peers)
         self._change_routes(peers)
-        if self._plan.transport is Transport.VXLAN:
+        if not self._tunnel:
             self._change_ways(peers)
 
     def _change_routes(self, peers: Sequence[Peer]) -> None:
-        bare = self._plan.transport is Transport.WIREGUARD
         wanted = {
-            str(subnet): (subnet, None if bare else gateway, own)
+            str(subnet): (subnet, None if self._tunnel else gateway, own)
             for peer in peers
             for subnet, gateway, own in zip(peer.subnets.each(), peer.subnets.own(), self._plan.subnets.own(), strict=False)
         }
@@ -207,10 +182,7 @@ class Fabric:
     def remove(self) -> None:
         """Takes the node out of the overlay: its links, with every route, neighbour and address on them."""
         for name in (self._plan.device, self._plan.bridge):
-            try:
+            with messages.absent_is_fine():
                 self._sock.send(messages.link_gone(name))
-            except OSError as error:
-                if not messages.is_absent(error):
-                    raise
         if self._tunnel:
             self._tunnel.stop()

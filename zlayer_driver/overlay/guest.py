@@ -12,13 +12,14 @@ from pathlib import Path
 
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import InvalidSpec, Unsupported
+from zlayer_driver.host.wireguard import endpoint_text
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.overlay import Core, Overlay
 from zlayer_driver.overlay.plan import Guest
+from zlayer_driver.overlay.tunnel import KEEPALIVE_S
 from zlayer_driver.readings import GuestOverlay
 
-_KEEPALIVE_S = 25
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
 Push = Callable[[GuestOverlay], Awaitable[None]]
@@ -74,9 +75,9 @@ def _admit(core: Core, attached: Attachment, path: Path) -> GuestOverlay:
         peers=(
             {
                 "public_key": core.public_key,
-                "endpoint": f"[{node.endpoint}]:{node.port}" if node.endpoint.version == 6 else f"{node.endpoint}:{node.port}",
+                "endpoint": endpoint_text(str(node.endpoint), node.port),
                 "allowed_ips": ",".join(map(str, node.network.each())),
-                "persistent_keepalive_s": str(_KEEPALIVE_S),
+                "persistent_keepalive_s": str(KEEPALIVE_S),
                 "mtu": str(core.fabric.mtu),
             },
         ),

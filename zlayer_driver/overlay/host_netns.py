@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -96,7 +95,7 @@ class HostNetns:
     def reap(self) -> None:
         """Deletes what was taken out of traffic, and then frees its addresses."""
         gone = self._leases.leaving()
-        with _absent_is_fine():
+        with messages.absent_is_fine():
             self._sock.send(messages.group_gone(_OUT))
         for lease in gone:
             self._leases.release(lease)
@@ -109,7 +108,7 @@ class HostNetns:
         held = {self._plan.link(lease.number) for lease in kept}
         for name in messages.links(self._sock):
             if name.startswith(self._plan.prefix) and name not in held:
-                with _absent_is_fine():  # the kernel may be deleting it, with its namespace
+                with messages.absent_is_fine():  # the kernel may be deleting it, with its namespace
                     self._sock.send(self._out.fill({"name": _name(name)}))
         self.reap()
         self._nat.sweep({address for lease in kept for address in self._plan.subnets.at(lease.number)})
@@ -139,7 +138,7 @@ class HostNetns:
         except FileExistsError:
             if self._is_joined(wanted, there, mac):
                 return
-            with _absent_is_fine():
+            with messages.absent_is_fine():
                 self._sock.send(messages.link_gone(wanted.link))
             self._sock.send(self._pair.fill(values))
 
@@ -148,9 +147,9 @@ class HostNetns:
         outer = messages.links(self._sock).get(wanted.link)
         with netns.visit(there), Socket() as inside:
             inner = messages.links(inside).get(INTERFACE)
-        if inner and inner.mac != mac_text(mac):
+        if inner and (outer is None or outer.peer != inner.index):
             raise NetworkError(f"the namespace {wanted.place} has an interface {INTERFACE} of somebody else's")
-        return bool(inner and outer and outer.up and outer.master == self._fabric.bridge and outer.peer == inner.index)
+        return bool(inner and outer and outer.up and outer.master == self._fabric.bridge and inner.mac == mac_text(mac))
 
     def _settings(self, wanted: Attachment, index: int) -> Batch:
         blanks = {f"v{address.version}": address.packed for address in wanted.addresses}
@@ -161,7 +160,7 @@ class HostNetns:
             self._leases.release(lease)
             return False
         self._nat.withdraw(self._plan.subnets.at(lease.number))
-        with _absent_is_fine():
+        with messages.absent_is_fine():
             self._sock.send(self._out.fill({"name": _name(self._plan.link(lease.number))}))
         return True
 
@@ -193,12 +192,3 @@ class HostNetns:
 def _name(link: str) -> bytes:
     """As it fills a blank name: the kernel reads up to the first zero."""
     return link.encode().ljust(len(_BLANK_NAME), b"\0")
-
-
-@contextmanager
-def _absent_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not messages.is_absent(error):
-            raise

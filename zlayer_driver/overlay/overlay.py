@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -45,13 +45,13 @@ class Core:
             self.plan = plan
             self._plan_path = state_dir / PLAN_FILE
             self.leases = stack.enter_context(closing(Leases(state_dir / leases.FILE, plan.subnets.numbers())))
-            self.socket = stack.enter_context(Socket())
-            self.tunnel = WireGuard(plan, state_dir / KEY_FILE) if plan.transport is Transport.WIREGUARD else None
-            self.fabric = Fabric(plan, self.socket, self.tunnel)
+            sock = stack.enter_context(Socket())
+            tunnel = WireGuard(plan, state_dir / KEY_FILE) if plan.transport is Transport.WIREGUARD else None
+            self.fabric = Fabric(plan, sock, tunnel)
             self.fabric.build()
-            self.public_key = self.tunnel.public_key if self.tunnel else ""
+            self.public_key = tunnel.public_key if tunnel else ""
             self.nat = Nat(plan)
-            self.netns = HostNetns(plan, self.fabric, self.leases, self.nat, self.socket)
+            self.netns = HostNetns(plan, self.fabric, self.leases, self.nat, sock)
             self.netns.sweep()
             self.set_peers(plan.peers)
             self.close = stack.pop_all().close
@@ -81,15 +81,17 @@ class Overlay:
         """Makes the node's part of the overlay, or takes over an earlier process's. Repeated calls change nothing."""
         async with self._opening:
             if self._core is None:
-                worker = self._worker = self._worker or netns.Worker(self._netns_path)
-                self._core = await _told(worker.run(Core, self.plan, self.state_dir))
+                with _told():
+                    worker = self._worker = self._worker or netns.Worker(self._netns_path)
+                    self._core = await worker.run(Core, self.plan, self.state_dir)
 
     async def call(self, work: Callable[Concatenate[Core, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``work`` gives, in the overlay's thread; opens the overlay first."""
         if self._worker is None or self._core is None:
             await self.open()
             return await self.call(work, *args, **kwargs)
-        return await _told(self._worker.run(work, self._core, *args, **kwargs))
+        with _told():
+            return await self._worker.run(work, self._core, *args, **kwargs)
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Makes these the node's peers; packets to those that stay are not disturbed."""
@@ -147,13 +149,15 @@ class Overlay:
         if self._reaping:
             self._reaping.cancel()
             self._reap()
-        for task in tuple(self._reaps):
-            await asyncio.wait([task])
-        if self._worker:
-            if self._core:
-                await self._worker.run(self._core.close)
-            await asyncio.to_thread(self._worker.close)
-        self._worker = self._core = None
+        if self._reaps:
+            await asyncio.wait(self._reaps)
+        async with self._opening:
+            worker, core = self._worker, self._core
+            self._worker = self._core = None  # who calls from now on opens the overlay anew
+            if worker and core:
+                await worker.run(core.close)
+            if worker:
+                await asyncio.to_thread(worker.close)
 
 
 def _publish(core: Core, owner: str, ports: Sequence[PortMapping]) -> None:
@@ -166,11 +170,14 @@ def _leave(core: Core) -> None:
     core.fabric.remove()
 
 
-async def _told(work: Awaitable[T]) -> T:
-    """What the system refused, in the house's words."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the system refused, in the house's words: the file name of an error is a file's, or says what was to be done."""
     try:
-        return await work
+        yield
     except OSError as error:
-        raise NetworkError(f"the overlay cannot {error.filename or 'go on'}: {error.strerror or error}") from error
+        what = str(error.filename or "go on")
+        what = f"use {what}" if what.startswith("/") else what
+        raise NetworkError(f"the overlay cannot {what}: {error.strerror or error}") from error
     except sqlite3.Error as error:
         raise NetworkError(f"the overlay's leases cannot be read or written: {error}") from error

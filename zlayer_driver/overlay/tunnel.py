@@ -11,7 +11,7 @@ from zlayer_driver.host.wireguard_kernel import KIND, Kernel
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan
 
-_KEEPALIVE_S = 25
+KEEPALIVE_S = 25
 
 
 def device_of(name: str, kind: str) -> Device:
@@ -29,7 +29,7 @@ def _best(name: str) -> Device:
 
 
 class WireGuard:
-    """Fulfils `fabric.Tunnel`; all of it runs in the overlay's thread, whose namespace the device gets."""
+    """All of it runs in the overlay's thread, whose namespace the device gets."""
 
     def __init__(self, plan: Plan, key_path: Path) -> None:
         self._name = plan.device
@@ -40,18 +40,18 @@ class WireGuard:
         self.public_key = ""
 
     def ensure(self) -> None:
+        """Makes the device, or takes over that of an earlier process, whose key may be another. A port that is set anew is opened anew."""
         pair = keys.load(self._key_path)
         self.public_key = pair.public
         self._device = _best(self._name)
-        found = self._device.state()
-        if not found.has_key or found.listen_port != self._port:
-            self._device.configure(private_key=pair.private, listen_port=self._port)
+        is_open = self._device.state().listen_port == self._port
+        self._device.configure(private_key=pair.private, listen_port=0 if is_open else self._port)
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """Guests are told from peers by their subnets: a guest's is one address of this node's own."""
         present = self._device.state().peers
-        wanted = {peer.public_key: _settings(peer) for peer in peers}
-        changes = [change for key, change in wanted.items() if not _is_set(change, present.get(key))]
+        wanted = {peer.public_key: peer for peer in peers}
+        changes = [_settings(peer) for key, peer in wanted.items() if not _is_set(peer, present.get(key))]
         changes += [PeerChange(key, remove=True) for key, found in present.items() if key not in wanted and not self._is_guest(found)]
         if changes:
             self._device.configure(changes)
@@ -78,16 +78,9 @@ class WireGuard:
 def _settings(peer: Peer) -> PeerChange:
     keys.raw(peer.public_key)  # whose error says what is wrong with a key
     allowed = tuple(str(subnet) for subnet in peer.subnets.each())
-    return PeerChange(peer.public_key, allowed, (str(peer.endpoint), peer.port), _KEEPALIVE_S)
+    return PeerChange(peer.public_key, allowed, (str(peer.endpoint), peer.port), KEEPALIVE_S)
 
 
-def _is_set(wanted: PeerChange, present: PeerState | None) -> bool:
-    return (
-        present is not None
-        and wanted.endpoint is not None
-        and (present.endpoint, present.allowed)
-        == (
-            endpoint_text(*wanted.endpoint),
-            frozenset(wanted.allowed),
-        )
-    )
+def _is_set(peer: Peer, present: PeerState | None) -> bool:
+    wanted = endpoint_text(str(peer.endpoint), peer.port), frozenset(str(subnet) for subnet in peer.subnets.each())
+    return present is not None and (present.endpoint, present.allowed) == wanted
