@@ -27,7 +27,6 @@ int out_of_memory(void);
 
 struct channel *find_channel(int number);
 struct channel *free_channel(void);
-void open_channel(struct channel *channel);
 void start(int number, const char *payload, size_t length, int cgroup);
 
 void take_input(struct channel *channel, const char *data, size_t length);

@@ -20,13 +20,15 @@ struct fail load_modules(const char *list)
 	FILE *order = names < 0 ? NULL : fdopen(names, "r");
 	if (!order)
 		return FAIL("read a list of modules");
-	while (fgets(name, sizeof name, order)) {
+	struct fail failed = OK;
+	while (!failed.what && fgets(name, sizeof name, order)) {
 		name[strcspn(name, "\n")] = 0;
 		int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
 		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
-			return FAIL("load a module");
-		close(fd);
+			failed = FAIL("load a module");
+		if (fd >= 0)
+			close(fd);
 	}
 	fclose(order);
-	return OK;
+	return failed;
 }

@@ -36,7 +36,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from zlayer_driver.guest.frames import CREDIT, EXIT, WINDOW, BrokenFrames, Frame, Kind, Parser, pack
+from zlayer_driver.guest.frames import CREDIT, EXIT, NUMBER, WINDOW, BrokenFrames, Frame, Kind, Parser, pack
 
 _CONSOLE_BYTES = 1 << 14
 _LOST_CODE = 255
@@ -155,7 +155,7 @@ class Monitor:
 
     def _pass_on(self, number: int) -> None:
         if self._booted:
-            self._send(Kind.SIGNAL, number.to_bytes(4, "little"))
+            self._send(Kind.SIGNAL, NUMBER.pack(number))
         elif number in (signal.SIGTERM, signal.SIGINT):
             self._lose("it was stopped while it booted")
 

@@ -18,14 +18,24 @@ static void set_address(struct sockaddr *at, struct in_addr address)
 	memcpy(at, &in, sizeof in);
 }
 
-static int set_up(int fd, const char *name)
+static int control(int family, unsigned long request, void *argument)
+{
+	int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	int failed = ioctl(fd, request, argument);
+	close(fd);
+	return failed;
+}
+
+static int set_up(const char *name)
 {
 	struct ifreq request = { 0 };
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-	if (ioctl(fd, SIOCGIFFLAGS, &request))
+	if (control(AF_INET, SIOCGIFFLAGS, &request))
 		return -1;
 	request.ifr_flags |= IFF_UP;
-	return ioctl(fd, SIOCSIFFLAGS, &request);
+	return control(AF_INET, SIOCSIFFLAGS, &request);
 }
 
 static struct in_addr mask_of(unsigned prefix)
@@ -35,10 +45,7 @@ static struct in_addr mask_of(unsigned prefix)
 
 int loopback_up(void)
 {
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || set_up(fd, "lo");
-	close(fd);
-	return failed;
+	return set_up("lo");
 }
 
 /* An IPv6 address more for an interface that is up; one that it has is fine. */
@@ -47,10 +54,7 @@ static int set_address6(const char *name, const char *address, unsigned prefix)
 	struct in6_ifreq request = { .ifr6_prefixlen = prefix, .ifr6_ifindex = (int)if_nametoindex(name) };
 	if (inet_pton(AF_INET6, address, &request.ifr6_addr) != 1)
 		return errno = EINVAL, -1;
-	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || (ioctl(fd, SIOCSIFADDR, &request) && errno != EEXIST);
-	close(fd);
-	return failed ? -1 : 0;
+	return control(AF_INET6, SIOCSIFADDR, &request) && errno != EEXIST ? -1 : 0;
 }
 
 static int add_route6(const char *name, const char *target, unsigned prefix, const char *gateway)
@@ -61,10 +65,7 @@ static int add_route6(const char *name, const char *target, unsigned prefix, con
 		return errno = EINVAL, -1;
 	if (inet_pton(AF_INET6, gateway, &route.rtmsg_gateway) == 1)
 		route.rtmsg_flags |= RTF_GATEWAY;
-	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || (ioctl(fd, SIOCADDRT, &route) && errno != EEXIST);
-	close(fd);
-	return failed ? -1 : 0;
+	return control(AF_INET6, SIOCADDRT, &route) && errno != EEXIST ? -1 : 0;
 }
 
 /* `text` is "interface address prefix mtu". An IPv6 address comes after the IPv4 one, which brings the interface up with its MTU. */
@@ -80,15 +81,14 @@ int set_network(const char *text)
 		return set_address6(request.ifr_name, address, prefix);
 	if (prefix > 32 || !inet_aton(address, &parsed))
 		return errno = EINVAL, -1;
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = fd < 0;
 	set_address(&request.ifr_addr, parsed);
-	failed = failed || ioctl(fd, SIOCSIFADDR, &request);
+	if (control(AF_INET, SIOCSIFADDR, &request))
+		return -1;
 	set_address(&request.ifr_netmask, mask_of(prefix));
-	failed = failed || ioctl(fd, SIOCSIFNETMASK, &request);
+	if (control(AF_INET, SIOCSIFNETMASK, &request))
+		return -1;
 	request.ifr_mtu = (int)mtu;
-	failed = failed || ioctl(fd, SIOCSIFMTU, &request) || set_up(fd, request.ifr_name);
-	close(fd);
-	return failed ? -1 : 0;
+	return control(AF_INET, SIOCSIFMTU, &request) || set_up(request.ifr_name) ? -1 : 0;
 }
 
 /* `text` is "interface target prefix gateway", the gateway "-" for a route on the link. One that is there already is fine. */
@@ -110,8 +110,5 @@ int add_route(const char *text)
 		route.rt_flags |= RTF_GATEWAY;
 		set_address(&route.rt_gateway, via);
 	}
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = fd < 0 || (ioctl(fd, SIOCADDRT, &route) && errno != EEXIST);
-	close(fd);
-	return failed;
+	return control(AF_INET, SIOCADDRT, &route) && errno != EEXIST ? -1 : 0;
 }

@@ -51,7 +51,9 @@ static void end_nest(struct message *m, struct rtattr *nest)
 static int ask(int protocol, struct message *m)
 {
 	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
-	ssize_t got = fd < 0 || send(fd, m, m->head.nlmsg_len, 0) < 0 ? -1 : recv(fd, m, sizeof *m, 0);
+	if (fd < 0)
+		return -1;
+	ssize_t got = send(fd, m, m->head.nlmsg_len, 0) < 0 ? -1 : recv(fd, m, sizeof *m, 0);
 	close(fd);
 	if (got < (ssize_t)sizeof m->head)
 		return -1;
