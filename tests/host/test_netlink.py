@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+import struct
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
@@ -92,6 +94,19 @@ async def test_a_long_dump_comes_whole(worker: netns.Worker) -> None:
             return set(messages.routes(sock, link))
 
     assert await worker.run(work) == {str(subnet) for subnet in subnets}
+
+
+def test_a_dump_under_which_things_changed_is_asked_for_again() -> None:
+    """The test answers in the kernel's place, which marks such a dump by chance."""
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock = Socket()
+    sock.close()
+    sock._socket = ours
+    with sock, kernel:
+        for flags, payload in ((0x12, b"torn"), (0x02, b"sound")):  # NLM_F_MULTI, and NLM_F_DUMP_INTR
+            parts = ((16, payload.ljust(8)), (3, bytes(4)))  # RTM_NEWLINK, NLMSG_DONE
+            kernel.send(b"".join(struct.pack("=IHHII", 16 + len(part), kind, flags, 0, 0) + part for kind, part in parts))
+        assert sock.dump(Batch(b"ask", ("ask",))) == [b"sound".ljust(8)]
 
 
 def test_a_template_takes_values_of_the_right_length_only() -> None:

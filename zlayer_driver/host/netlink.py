@@ -16,10 +16,10 @@ from typing import Self
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ERROR, _DONE = 2, 3
-_REQUEST_FLAGS = struct.Struct("=H")
 _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12  # short acks, acks with the kernel's reason, filters in dump requests
-_CAPPED = 0x100
+_TORN, _CAPPED = 0x10, 0x100  # NLM_F_DUMP_INTR: what is dumped changed meanwhile; NLM_F_CAPPED
+_TRIES = 10
 _REASON = 1  # NLMSGERR_ATTR_MSG
 _BUFFER = 1 << 16
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -102,52 +102,60 @@ class Socket:
         acks = self._messages()
         for name in batch.names:
             try:
-                kind, payload = next(acks)
+                kind, flags, payload = next(acks)
             except BlockingIOError:
                 if failed is None:
                     raise
                 break  # a transaction that is refused as a whole is acknowledged once
             if kind != _ERROR:
                 raise OSError(errno.EPROTO, f"a message of type {kind} came instead of an ack", name)
-            failed = failed or _failure(payload, name)
+            failed = failed or _failure(payload, flags, name)
         if failed:
             raise failed
 
     def dump(self, batch: Batch) -> list[bytes]:
-        """The answers to one dump request, without their headers."""
+        """The answers to one dump request, without their headers. One that may lack some is asked again, unless that is always so."""
+        found: list[bytes] = []
+        for _ in range(_TRIES):
+            found, is_torn = self._dumped(batch)
+            if not is_torn:
+                break
+        return found
+
+    def _dumped(self, batch: Batch) -> tuple[list[bytes], bool]:
         self._socket.send(batch.data)
         found: list[bytes] = []
-        for kind, payload in self._messages():
+        is_torn = False
+        for kind, flags, payload in self._messages():
+            is_torn |= bool(flags & _TORN)
             if kind == _DONE:
                 break
             if kind == _ERROR:
-                if failure := _failure(payload, batch.names[0]):
+                if failure := _failure(payload, flags, batch.names[0]):
                     raise failure
                 break  # the ack of a request that is answered without a dump
             found.append(payload)
-        return found
+        return found, is_torn
 
-    def _messages(self) -> Iterator[tuple[int, bytes]]:
-        """Type and payload of each message. The kernel answers while a request is sent, so that none is waited for."""
+    def _messages(self) -> Iterator[tuple[int, int, bytes]]:
+        """Type, flags and payload of each message. The kernel answers while a request is sent, so that none is waited for."""
         while True:
             data = self._socket.recv(_BUFFER, socket.MSG_DONTWAIT)
             place = 0
             while place + _HEADER.size <= len(data):
                 length, kind, flags, _, _ = _HEADER.unpack_from(data, place)
-                payload = data[place + _HEADER.size : place + max(length, _HEADER.size)]
-                yield kind, payload if kind != _ERROR else payload + _REQUEST_FLAGS.pack(flags)
+                yield kind, flags, data[place + _HEADER.size : place + max(length, _HEADER.size)]
                 place += (max(length, _HEADER.size) + 3) & ~3
 
 
-def _failure(payload: bytes, name: str) -> OSError | None:
-    """What an ack (struct nlmsgerr, extended-ack attributes, then the ack's own flags) says went wrong."""
+def _failure(payload: bytes, flags: int, name: str) -> OSError | None:
+    """What an ack (struct nlmsgerr, then extended-ack attributes) says went wrong."""
     (number,) = struct.unpack_from("=i", payload)
     if number == 0:
         return None
-    (flags,) = _REQUEST_FLAGS.unpack_from(payload, len(payload) - _REQUEST_FLAGS.size)
     place = 4 + _HEADER.size if flags & _CAPPED else 4 + ((struct.unpack_from("=I", payload, 4)[0] + 3) & ~3)
     text = os.strerror(-number)
-    while place + 4 <= len(payload) - _REQUEST_FLAGS.size:
+    while place + 4 <= len(payload):
         length, kind = struct.unpack_from("=HH", payload, place)
         if kind == _REASON:
             text += f" ({payload[place + 4 : place + length].rstrip(bytes(1)).decode(errors='replace')})"
