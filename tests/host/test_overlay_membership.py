@@ -79,6 +79,20 @@ async def test_nodes_find_each_other_through_nomad(tmp_path: Path, nomad_address
             await membership.close()
 
 
+@pytest.mark.needs("nomad", "wireguard-go")
+async def test_a_node_may_change_to_wireguard(tmp_path: Path, nomad_address: str) -> None:
+    """The peers that it had have no keys, so it waits for Nomad to tell of them."""
+    await empty(nomad_address, PATH)
+    async with lab(tmp_path) as made:
+        host, other = made.host(1), made.host(2)
+        peer = {"name": "other", "endpoint": other.endpoint, "subnet": "10.88.2.0/24"}
+        for changes in ({"subnet": "10.88.1.0/24", "peer": [peer]}, {"nomad": {"address": nomad_address}, "transport": "wireguard"}):
+            membership = member(host, **changes)
+            overlay = await membership.overlay()
+            await membership.close()
+        assert overlay.plan.peers == ()
+
+
 @pytest.mark.needs("nomad")
 async def test_a_node_that_lost_its_share_leaves_the_overlay(tmp_path: Path, nomad_address: str) -> None:
     await empty(nomad_address, PATH)
@@ -88,7 +102,7 @@ async def test_a_node_that_lost_its_share_leaves_the_overlay(tmp_path: Path, nom
         await membership.overlay()
         assert host.plan().bridge in run(["ip", "link"], namespace=host.namespace)
         async with Nomad(Access(address=nomad_address)) as nomad:
-            await nomad.post(f"/v1/var/{PATH}", {"Path": PATH, "Items": {}} | {"Items": {"other": _OTHER}})
+            await nomad.post(f"/v1/var/{PATH}", {"Path": PATH, "Items": {"other": _OTHER}})
         await membership._task
         with pytest.raises(NetworkError, match="no longer has the share"):
             await membership.overlay()

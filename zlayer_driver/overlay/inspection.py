@@ -14,7 +14,6 @@ from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host import netns, nftables
 from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.netlink import Socket
-from zlayer_driver.host.netlink_messages import Link
 from zlayer_driver.overlay import leases
 from zlayer_driver.overlay.plan import PLAN_FILE, Address, Peer, Plan
 from zlayer_driver.overlay.tunnel import device_of
@@ -108,7 +107,7 @@ class Inspector:
             found = self._links.get(link)
             yield Hop(name, kind, bool(found and found.up), self._seen(link))
             yield self._forwards(link)
-        bridge: Link = self._links[plan.bridge]
+        bridge = self._links[plan.bridge]
         missing = [str(own) for own in plan.subnets.own() if (bridge.index, own) not in self._addresses]
         yield Hop(name, "address", not missing, f"not on the bridge: {', '.join(missing)}" if missing else _OK)
         if plan.translates and leases.read(self._state_dir / leases.FILE):

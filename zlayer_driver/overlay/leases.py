@@ -25,15 +25,16 @@ _SCHEMA = """
     CREATE TABLE IF NOT EXISTS boot (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-# The first free number from one on, below ?3: that one itself, or the one after a number in use.
+# The first free number from one on, below ?3: that one itself, or the one after a number in use. Null if there is none.
 _FREE = """
     (SELECT min(candidate) FROM (SELECT {0} AS candidate UNION ALL SELECT number + 1 FROM lease WHERE number >= {0})
      WHERE candidate < ?3 AND candidate NOT IN (SELECT number FROM lease))
 """
-# One statement, so that it is a transaction of its own: ?4 is where to look first, ?5 where numbers begin.
+# One statement, so that it is a transaction of its own: an owner's number is its own, ?4 is where to look first, ?5 where numbers begin.
 _TAKE = f"""
-    INSERT INTO lease (owner, place, number) VALUES (?1, ?2, coalesce({_FREE.format("?4")}, {_FREE.format("?5")}))
-    ON CONFLICT (owner) DO UPDATE SET place = excluded.place, leaving = 0 RETURNING number
+    INSERT INTO lease (owner, place, number)
+    VALUES (?1, ?2, coalesce((SELECT number FROM lease WHERE owner = ?1), {_FREE.format("?4")}, {_FREE.format("?5")}))
+    ON CONFLICT DO UPDATE SET place = excluded.place, leaving = 0 RETURNING number
 """  # noqa: S608  # of this file's own text
 
 
@@ -76,9 +77,7 @@ class Leases:
         """The owner's lease: the one it has, else a number that nobody has. Numbers go round, so that a freed one rests for a while."""
         try:
             ((number,),) = self._db.execute(_TAKE, (owner, place, self._numbers.stop, self._next, self._numbers.start)).fetchall()
-        except sqlite3.IntegrityError:  # no number is free: the null that comes instead is refused, whoever the owner is
-            if held := self.find(owner):
-                return self._retaken(held, place)
+        except sqlite3.IntegrityError:  # the table takes no null
             raise NetworkError(
                 f"all {len(self._numbers)} addresses of this node are given", hint="give it a larger subnet", recoverable=True
             ) from None
@@ -94,10 +93,6 @@ class Leases:
         if [(lease.owner, lease.number) for lease in holder] != [(owner, number)]:
             raise NetworkError(f"cannot give address number {number} to {owner!r}: {holder[0].owner!r} has number {holder[0].number}")
         return holder[0]
-
-    def _retaken(self, held: Lease, place: str) -> Lease:
-        self._db.execute("UPDATE lease SET place = ?, leaving = 0 WHERE owner = ?", (place, held.owner))
-        return Lease(held.owner, held.number, place)
 
     def leave(self, owner: str) -> Lease | None:
         """Marks a lease as one to let go; ``None`` if there is none."""

@@ -24,7 +24,7 @@ INTERFACE = "overlay0"  # in a container; under Nomad's bridge networks eth0 is 
 _OWN, _FIRST = 1, 2  # numbers within a subnet: the node's own address, and the first that a container may get
 _MOST = 1 << 16
 _LEAST_MTU = 1280  # what IPv6 needs
-
+_AS_CONFIGURED = ("transport", "vni", "bridge", "mtu", "default_route", "masquerade", "publish")  # the same in the block and in the plan
 
 PORTS = {Transport.VXLAN: 4789, Transport.WIREGUARD: 51820}
 _OVERHEAD_BYTES = {
@@ -121,14 +121,8 @@ class Plan:
             network=Subnets.of(block.network, block.network6),
             subnets=share or Subnets.of(block.subnet or "", block.subnet6),
             endpoint=ip_address(block.endpoint),
-            transport=block.transport,
             port=block.port or port,
-            vni=block.vni,
-            bridge=block.bridge,
-            mtu=block.mtu,
-            default_route=block.default_route,
-            masquerade=block.masquerade,
-            publish=block.publish,
+            **{name: getattr(block, name) for name in _AS_CONFIGURED},
             peers=tuple(
                 Peer(peer.name, ip_address(peer.endpoint), peer.port or port, Subnets.of(peer.subnet, peer.subnet6), peer.public_key)
                 for peer in block.peer
@@ -144,14 +138,8 @@ class Plan:
         block = OverlayBlock(
             name=self.name,
             endpoint=str(self.endpoint),
-            transport=self.transport,
             port=self.port,
-            vni=self.vni,
-            bridge=self.bridge,
-            mtu=self.mtu,
-            default_route=self.default_route,
-            masquerade=self.masquerade,
-            publish=self.publish,
+            **{name: getattr(self, name) for name in _AS_CONFIGURED},
             peer=[
                 OverlayPeerBlock(
                     name=peer.name, endpoint=str(peer.endpoint), port=peer.port, public_key=peer.public_key, **peer.subnets.keys("subnet")

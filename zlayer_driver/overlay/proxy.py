@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 16
 _BACKLOG = 128
 _MOST_FLOWS = 1024  # UDP clients of one port at a time; a further one is not served until one is idle
-LOCAL = "127.0.0.1"
+_LOCAL = "127.0.0.1"
 
 
 class HostProxy:
@@ -53,7 +53,7 @@ class HostProxy:
         return attached
 
     async def _serve(self, listener: socket.socket, port: PortMapping) -> _Tcp | _Udp:
-        target = (port.host_address or LOCAL, port.host_port)
+        target = (port.host_address or _LOCAL, port.host_port)
         try:
             if port.protocol == "udp":
                 return await _Udp.start(listener, target, self._idle_s)
@@ -139,7 +139,7 @@ class _Tcp:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             writers.append(far_writer)
             await self._both_ways((reader, far_writer), (far_reader, writer))
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # also of being idle: TimeoutError is one
             _log.debug("a forwarded connection to %s ended: %s", self._target, error)
             for each in writers:
                 _reset(each)
