@@ -95,7 +95,8 @@ class Membership:
             former = self._former()
             me = await self._persistently(lambda: roster.claim(node_id, make, before=former.subnets if former else None))
             # Its peers are still those, most likely, and packets to them flow on until Nomad tells of others.
-            overlay = await self._open(replace(Plan.of(self._block, me.subnets), peers=former.peers if former else ()))
+            peers = former.peers if former and former.transport is self._block.transport else ()
+            overlay = await self._open(replace(Plan.of(self._block, me.subnets), peers=peers))
             await serve(roster, node_id, me, overlay.set_peers)
 
     async def _persistently(self, ask: Callable[[], Awaitable[Peer]]) -> Peer:
