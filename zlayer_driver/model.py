@@ -367,7 +367,10 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """A step of a pull. ``phase`` is ``resolve``, ``download``, ``unpack`` or ``done``; ``layer`` is a digest, empty for the whole image."""
+    """A step of a pull. ``phase`` is ``resolve``, ``download``, ``unpack`` or ``done``; ``layer`` is a digest, empty for the whole image.
+
+    A pull that fetches something begins with a ``download`` of the whole image, one that finds all here has none.
+    """
 
     image: str
     phase: str

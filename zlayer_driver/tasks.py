@@ -116,7 +116,7 @@ class TaskTable:
 
 
 class PullReport:
-    """What to tell a user of a pull: that it has begun to download, and from time to time how far it is."""
+    """What to tell a user of a pull: that it has begun to fetch something, and from time to time how far it is."""
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float]) -> None:
         """``clock`` in seconds."""
@@ -128,18 +128,16 @@ class PullReport:
     def take(self, step: PullProgress) -> None:
         if step.phase != "download":
             return
-        self._layers[step.layer] = step
-        now = self._clock()
-        if self._told_at is None:
-            self._tell(f"Downloading image {step.image}")
-        elif now - self._told_at < _PROGRESS_EVERY_S:
-            return
-        else:
-            done, total = (
-                sum(layer.done_bytes for layer in self._layers.values()),
-                sum(layer.total_bytes or 0 for layer in self._layers.values()),
-            )
-            self._tell(f"Downloading image {step.image}: {done / 1e6:.0f} of {total / 1e6:.0f} MB of {len(self._layers)} layers")
+        if step.layer:
+            self._layers[step.layer] = step
+        now, message = self._clock(), f"Downloading image {step.image}"
+        if self._told_at is not None:
+            if now - self._told_at < _PROGRESS_EVERY_S or not self._layers:
+                return
+            layers = self._layers.values()
+            done, total = sum(layer.done_bytes for layer in layers), sum(layer.total_bytes or 0 for layer in layers)
+            message += f": {done / 1e6:.0f} of {total / 1e6:.0f} MB of {len(layers)} layers"
+        self._tell(message)
         self._told_at = now
 
 

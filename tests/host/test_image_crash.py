@@ -85,7 +85,7 @@ async def test_killed_at_any_step(layout: Path, tmp_path: Path) -> None:
 async def test_a_live_process_is_not_swept_away(layout: Path, tmp_path: Path) -> None:
     root = tmp_path / "images"
     with start(root, layout) as process:
-        assert next(lines(process)) == "resolve\n"
+        assert next(lines(process)) == "download\n"
         store = ImageStore(root)
         await store.prune()
         await store.import_archive(f"oci:{layout}", "localhost/other:1")

@@ -110,7 +110,7 @@ async def test_a_missing_image_says_so(store: ImageStore, server: registry.Regis
 async def test_progress_counts_to_the_end(store: ImageStore, server: registry.Registry) -> None:
     seen: list[PullProgress] = []
     await store.pull(server.push(image([BASE]), "progress", "1"), policy=PullPolicy.ALWAYS, auth=None, report=seen.append)
-    assert [seen[0].phase, seen[-2].phase, seen[-1].phase] == ["resolve", "unpack", "done"]
+    assert [seen[0].phase, seen[-2].phase, seen[-1].phase] == ["download", "unpack", "done"]
     downloads = [step for step in seen if step.phase == "download"]
     assert downloads[-1].done_bytes == downloads[-1].total_bytes
 

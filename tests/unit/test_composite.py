@@ -263,7 +263,7 @@ async def test_pull_tells_a_first_and_a_last_step_and_learns_the_facts() -> None
     node.facts["docker.io/library/app:v1"] = ImageFacts(OS.DARWIN, marker="vz")
     heard: list[PullProgress] = []
     await node.composite.pull("docker.io/library/app:v1", policy=PullPolicy.IF_NOT_PRESENT, auth=None, report=heard.append)
-    assert [step.phase for step in heard] == ["resolve", "done"]
+    assert [step.phase for step in heard] == ["resolve", "download", "download", "done"]
     node.facts.clear()
     handle = await node.composite.create(spec("task", image="app:v1"))
     assert handle.target is Target.VZ

@@ -77,11 +77,23 @@ async def test_an_attribute_that_is_gone_is_told_as_empty(driver: Driver, monkey
     assert [(await anext(told)).attributes for _ in range(3)] == [{"a": 1, "b": True}, {"a": 1, "b": ""}, {"a": 2, "b": True}]
 
 
+async def test_a_pull_is_told_of_even_if_all_its_layers_are_here(driver: Driver) -> None:
+    for number, force in enumerate((False, False, True)):
+        config = {"image": "fake:latest", "command": "exit", "force_pull": force}
+        await driver.start_task(TaskRequest(id=f"a/web/{number}", name="web", alloc_id="a", config=config))
+    events = driver.events()
+    told = [await anext(events) for _ in range(2)]
+    assert [(event.task_id, event.message) for event in told] == [
+        (task_id, "Downloading image docker.io/library/fake:latest") for task_id in ("a/web/0", "a/web/2")
+    ]
+
+
 def test_a_long_pull_is_told_from_time_to_time() -> None:
     told: list[str] = []
     now = [0.0]
     report = PullReport(told.append, lambda: now[0])
-    report.take(PullProgress("x", "resolve"))
+    for step in (PullProgress("x", "resolve"), PullProgress("x", "download")):
+        report.take(step)
     for at, layer, done in ((1, "a", 1_000_000), (10, "a", 2_000_000), (17, "b", 3_000_000), (18, "b", 4_000_000), (40, "b", 9_000_000)):
         now[0] = at
         report.take(PullProgress("x", "download", layer, done, 10_000_000))

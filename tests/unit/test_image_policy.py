@@ -1,4 +1,4 @@
-"""Whether a pull asks a registry."""
+"""Whether a pull asks a registry, and that it says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from zlayer_driver.errors import NotFound
 from zlayer_driver.image.policy import must_fetch
-from zlayer_driver.model import PullPolicy, PullSource
+from zlayer_driver.model import PullPolicy, PullProgress, PullSource
 
 NOWHERE = None  # what is neither here nor may be fetched
 
@@ -28,9 +28,11 @@ async def test_every_policy(policy: PullPolicy, source: PullSource, *, if_here: 
     async def not_here(_image: str) -> bool:
         return False
 
-    assert await must_fetch("app", policy, source, here) is if_here
+    told: list[PullProgress] = []
+    assert await must_fetch("app", policy, source, here, told.append) is if_here
+    assert told == [PullProgress("app", "download")] * if_here
     if if_not is NOWHERE:
         with pytest.raises(NotFound, match="may not be fetched: pull it"):
-            await must_fetch("app", policy, source, not_here)
+            await must_fetch("app", policy, source, not_here, None)
     else:
-        assert await must_fetch("app", policy, source, not_here) is if_not
+        assert await must_fetch("app", policy, source, not_here, None) is if_not

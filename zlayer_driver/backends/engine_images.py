@@ -36,7 +36,7 @@ class EngineImages:
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        if await must_fetch(image, policy, source, self.has_image):
+        if await must_fetch(image, policy, source, self.has_image, report):
             await self._pull(image, auth, report or (lambda _step: None))
 
     async def _pull(self, image: str, auth: Auth | None, report: Report) -> None:

@@ -231,8 +231,8 @@ class FakeBackend:
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        del auth, report
-        if not await must_fetch(image, policy, source, self._is_here):
+        del auth
+        if not await must_fetch(image, policy, source, self._is_here, report):
             return
         if image.startswith("fake.invalid/"):
             raise PullFailed(image, "the registry does not have it")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from zlayer_driver.backends.hcs_ctr import Ctr
 from zlayer_driver.errors import NotFound, PullFailed, WrongPlatform
 from zlayer_driver.image.policy import must_fetch
-from zlayer_driver.model import OS, Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
+from zlayer_driver.model import OS, Auth, ImageRecord, PullPolicy, PullSource, Report
 from zlayer_driver.readings import ImageDetails, Pruned
 
 SNAPSHOTTER: Final = "windows"
@@ -37,13 +37,11 @@ class CtrImages:
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
         """Credentials are in ctr's command line while it runs: it takes them in no other way."""
-        if await must_fetch(image, policy, source, self.has_image):
+        if await must_fetch(image, policy, source, self.has_image, report):
             plain = ["--plain-http"] if image.partition("/")[0] in self._insecure else []
             user = ["--user", f"{auth.username}:{auth.password}"] if auth else []
             options = ["--snapshotter", SNAPSHOTTER, "--platform", f"{OS.WINDOWS}/{self._arch}", *plain, *user]
             await self._ctr.ask("images", "pull", *options, image, failed=partial(PullFailed, image), timeout_s=0)
-        if report:
-            report(PullProgress(image, "done"))
 
     async def list_images(self) -> Sequence[ImageRecord]:
         rows = [line.split() for line in (await self._ctr.ask("images", "list")).splitlines()[1:]]

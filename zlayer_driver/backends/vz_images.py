@@ -35,8 +35,7 @@ class TartImages(ToolBackend):
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        del report
-        if not await must_fetch(image, policy, source, self.has_image):
+        if not await must_fetch(image, policy, source, self.has_image, report):
             return
         registry = fastpath.parse(image).registry
         env = {"TART_REGISTRY_HOSTNAME": registry} if auth else {}

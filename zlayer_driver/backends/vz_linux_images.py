@@ -37,8 +37,8 @@ class ContainerImages(ToolBackend):
         report: Report | None = None,
         source: PullSource = PullSource.LOCAL_FIRST,
     ) -> None:
-        del auth, report
-        if not await must_fetch(image, policy, source, self.has_image):
+        del auth
+        if not await must_fetch(image, policy, source, self.has_image, report):
             return
         failed = partial(PullFailed, image, hint="for a private registry, run: container registry login")
         await self._tool.ask("image", "pull", "--progress", "none", "--os", "linux", image, failed=failed, timeout_s=0)

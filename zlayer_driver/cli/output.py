@@ -121,8 +121,8 @@ def pull_report() -> Iterator[Report | None]:
 
 
 def _print_step(step: PullProgress) -> None:
-    if step.phase == "done":
-        click.echo(f"{step.layer or step.image}: done", err=True)
+    if step.phase == "unpack":
+        click.echo(f"{step.layer}: done", err=True)
 
 
 def _console() -> Console:

@@ -1,11 +1,11 @@
-"""Whether a pull has to ask a registry: one answer for every store of images, whoever keeps it."""
+"""Whether a pull has to ask a registry: one answer for every store of images, whoever keeps it, and one word to those who wait."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
 from zlayer_driver.errors import NotFound
-from zlayer_driver.model import PullPolicy, PullSource
+from zlayer_driver.model import PullPolicy, PullProgress, PullSource, Report
 
 
 def confined(policy: PullPolicy, source: PullSource) -> PullPolicy:
@@ -13,8 +13,10 @@ def confined(policy: PullPolicy, source: PullSource) -> PullPolicy:
     return PullPolicy.NEVER if source is PullSource.LOCAL_ONLY else policy
 
 
-async def must_fetch(image: str, policy: PullPolicy, source: PullSource, is_here: Callable[[str], Awaitable[bool]]) -> bool:
-    """``is_here`` is asked only where that decides. `NotFound` if the image is not here and may not be fetched.
+async def must_fetch(
+    image: str, policy: PullPolicy, source: PullSource, is_here: Callable[[str], Awaitable[bool]], report: Report | None
+) -> bool:
+    """``is_here`` is asked only where that decides, ``report`` told where it is so. `NotFound` if the image is not here and may not be fetched.
 
     `PullPolicy.NEWER` asks the registry, as `PullPolicy.ALWAYS` does: what has not changed is not fetched anyway.
     """
@@ -23,4 +25,8 @@ async def must_fetch(image: str, policy: PullPolicy, source: PullSource, is_here
         if not await is_here(image):
             raise NotFound(image, "it is not here, and may not be fetched", hint="pull it")
         return False
-    return left is not PullPolicy.IF_NOT_PRESENT or not await is_here(image)
+    if left is PullPolicy.IF_NOT_PRESENT and await is_here(image):
+        return False
+    if report is not None:
+        report(PullProgress(image, "download"))
+    return True

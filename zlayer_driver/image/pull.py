@@ -119,7 +119,6 @@ class Puller:
 
     async def pull(self, source: Source, reference: str, report: Report) -> None:
         """Layers first, the record last: what has a record is whole."""
-        report(PullProgress(reference, "resolve"))
         image = await resolve(source, self._wanted, self._limits)
         try:
             check_platform(image.config, self._wanted, reference)

@@ -79,7 +79,7 @@ class ImageStore:
         """The image, from here or from its registry as ``policy`` says. Pulls of one image share one download."""
         reference = fastpath.canonical(image)
         await self._sweep()
-        if await must_fetch(reference, policy, PullSource.LOCAL_FIRST, self._is_here):
+        if await must_fetch(reference, policy, PullSource.LOCAL_FIRST, self._is_here, report):
             origin = await self._client.source(fastpath.parse(image), auth)
             await self._join((reference, auth), lambda tell: self._puller.pull(origin, reference, tell), report)
         return self.get(reference)
