@@ -33,7 +33,8 @@ class Container:
         try:
             made = await api.call("POST", "/containers/create", query={"name": name}, body=body)
         except NotFound as error:
-            raise CreateFailed(task_id, error.reason, hint="pull the image again") from error
+            hint = "have it pulled anew, by force_pull in the task or `zlayer-driver pull --always`"
+            raise CreateFailed(task_id, error.reason, hint=hint) from error
         except EngineError as error:
             raise CreateFailed(task_id, error.reason, hint=error.hint, recoverable=error.recoverable) from error
         return cls(api, task_id, str(made["Id"]))

@@ -72,7 +72,8 @@ class VmBackend(Supervised):
             "accelerator": machine.accelerator,
             "kernel": machine.files.release,
         }
-        return replace(base, description=f"QEMU {machine.version}, {machine.accelerator}", attributes={**base.attributes, **known})
+        how = "by KVM" if machine.accelerator == "kvm" else "emulated, which is slow: no guest boots by KVM here"
+        return replace(base, description=f"QEMU {machine.version}, {how}", attributes={**base.attributes, **known})
 
     async def sweep(self, *, orphans_after_s: float | None = None) -> None:
         """As its base, and takes away the disks of images that are gone."""

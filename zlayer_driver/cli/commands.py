@@ -62,7 +62,7 @@ def cli(context: click.Context, state_dir: str | None, agent_file: Path | None) 
 @click.pass_obj
 @command
 def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
-    """Say what the local caches know of IMAGE, and where it would run. Never asks a registry."""
+    """Say what this node's blob caches know of IMAGE, and where it would run. Never asks a registry."""
 
     async def work(node: Node) -> dict[str, Any]:
         fastpath.parse(image)  # so that a text that is no reference is said to be none

@@ -35,6 +35,7 @@ from zlayer_driver.nomad.roster import PATH
 
 _FREE_BYTES = 1 << 30
 _CONNECT_S = 3.0
+_NOMAD_CURE = "see that the agent is there, and correct overlay.nomad"
 _CONTROLLERS = ("memory", "cpu", "pids")
 Row = Mapping[str, Any]
 
@@ -97,9 +98,9 @@ def _values(config: PluginConfig) -> Iterator[tuple[str, str]]:
     for target in config.fallback:
         yield f"fallback {target}", backends.absence(target, config) if target is not Target.PRIMARY else ""
     for path in config.caches:
-        yield f"cache {path}", _cache(path)
+        yield f"caches {path}", _cache(path)
     for mirror in dict.fromkeys(host.strip() for hosts in config.registry_mirrors.values() for host in hosts.split(",")):
-        yield f"mirror {mirror}", _mirror(mirror, plain=mirror in config.insecure_registries or is_loopback(mirror))
+        yield f"registry_mirrors {mirror}", _mirror(mirror, plain=mirror in config.insecure_registries or is_loopback(mirror))
     if config.registry_auth_file:
         yield "registry_auth_file", _auth_file(Path(config.registry_auth_file))
     if config.registry_ca_file:
@@ -201,9 +202,9 @@ async def _nomad(block: OverlayNomadBlock) -> str:
         async with Nomad(access(block, os.environ)) as nomad:
             await nomad.get(f"/v1/var/{PATH}")
     except NomadError as error:
-        return "" if error.status == HTTPStatus.NOT_FOUND else f"{error}; see overlay.nomad"  # no node has joined yet
+        return "" if error.status == HTTPStatus.NOT_FOUND else f"{error.message}: {_NOMAD_CURE}"  # no node has joined yet
     except DriverError as error:
-        return f"{error}; see overlay.nomad"
+        return f"{error.message}: {_NOMAD_CURE}"
     return ""
 
 
