@@ -186,7 +186,7 @@ def test_memory_for_answers_is_used_again_and_only_grows() -> None:
 def test_memory_that_somebody_looks_at_is_not_moved() -> None:
     for lines in (_lines(_fastpath.JobLines), _lines(_fastpath_py.JobLines)):
         memory = bytearray(10)
-        with memoryview(memory), pytest.raises((MemoryError, BufferError)):
+        with memoryview(memory), pytest.raises(BufferError):
             lines.answer_into(b'{"id": "b", "image": "mac"}\n', 1, memory)
         assert len(memory) == 10
 

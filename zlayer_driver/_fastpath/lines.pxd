@@ -61,12 +61,6 @@ cdef struct Pass:  # one way through a chunk of lines; `missed` is the line that
     long long counts[MAX_COUNTS]
 
 
-cdef enum Ending:
-    AT_END
-    MISSED
-    NO_MEMORY
-
-
 cdef inline bint read_plain(Reader* r, Slice* text) noexcept nogil:
     """Consumes a plain text and the space after it."""
     cdef const char* start
@@ -190,44 +184,39 @@ cdef inline bint read_job(Slice line, Job* job) noexcept nogil:
     )
 
 
-cdef inline bint grow(Pass* lines, Py_ssize_t room) noexcept with gil:
+cdef inline int grow(Pass* lines, Py_ssize_t room) except -1 with gil:
     cdef object out = <object>lines.out.obj
     PyBuffer_Release(&lines.out)  # nobody can change the size of what is in use, not even its owner
-    try:
-        PyByteArray_Resize(out, room)
-        PyObject_GetBuffer(out, &lines.out, PyBUF_WRITABLE)
-    except (BufferError, MemoryError):
-        return False
-    return True
+    PyByteArray_Resize(out, room)
+    PyObject_GetBuffer(out, &lines.out, PyBUF_WRITABLE)
+    return 0
 
 
-cdef inline bint append(Pass* lines, Slice text) noexcept nogil:
+cdef inline int append(Pass* lines, Slice text) except -1 nogil:
     if text.size == 0:
-        return True
-    if lines.size + text.size > lines.out.len and not grow(lines, 2 * (lines.size + text.size) + 4096):
-        return False
+        return 0
+    if lines.size + text.size > lines.out.len:
+        grow(lines, 2 * (lines.size + text.size) + 4096)
     put(<char*>lines.out.buf + lines.size, text)
     lines.size += text.size
-    return True
+    return 0
 
 
-cdef inline bint tell(Pass* lines, const Kept* kept, const Kept* image) noexcept nogil:
+cdef inline int tell(Pass* lines, const Kept* kept, const Kept* image) except -1 nogil:
     """Answers the line that ``lines`` stands at."""
     cdef char number[24]
     cdef int i, digits
     for i in range(kept.pieces):
-        if not append(lines, kept.piece[i].text):
-            return False
-        if kept.piece[i].hole == ID_HOLE and not append(lines, lines.job.id):
-            return False
-        if kept.piece[i].hole == IMAGE_HOLE and not append(lines, image.piece[0].text):
-            return False
-        if kept.piece[i].hole == LINE_HOLE:
+        append(lines, kept.piece[i].text)
+        if kept.piece[i].hole == ID_HOLE:
+            append(lines, lines.job.id)
+        elif kept.piece[i].hole == IMAGE_HOLE:
+            append(lines, image.piece[0].text)
+        elif kept.piece[i].hole == LINE_HOLE:
             digits = snprintf(number, sizeof(number), "%lld", lines.line)
-            if not append(lines, Slice(&number[0], digits)):
-                return False
+            append(lines, Slice(&number[0], digits))
     lines.counts[kept.count] += 1
-    return True
+    return 0
 
 
 cdef inline Slice key_of_job(Job* job, const Kept* image, char* key) noexcept nogil:
@@ -240,8 +229,8 @@ cdef inline Kept* recall_answer(const Memo* answers, Job* job, const Kept* image
     return recall(answers, key_of_job(job, image, key))
 
 
-cdef inline Ending tell_known(const Memo* images, const Memo* answers, Pass* lines) noexcept nogil:
-    """Answers lines until one must be asked about; ``lines.line`` is then that line's number."""
+cdef inline bint tell_known(const Memo* images, const Memo* answers, Pass* lines) except -1 nogil:
+    """Whether all lines are answered; else ``lines.line`` is the number of one that must be asked about."""
     cdef const char* end
     cdef Kept* image
     cdef Kept* kept
@@ -255,10 +244,9 @@ cdef inline Ending tell_known(const Memo* images, const Memo* answers, Pass* lin
         image = recall(images, lines.job.image) if lines.is_plain else NULL
         kept = recall_answer(answers, &lines.job, image) if image != NULL else NULL
         if kept == NULL:
-            return MISSED
-        if not tell(lines, kept, image):
-            return NO_MEMORY
-    return AT_END
+            return False
+        tell(lines, kept, image)
+    return True
 
 
 cdef inline long long count_lines(const char* at, Py_ssize_t size) noexcept nogil:

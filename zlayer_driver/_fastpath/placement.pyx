@@ -13,9 +13,7 @@ from zlayer_driver._fastpath.kinds cimport (
     ARCH, FACTS, ISOLATED, LABEL, MARKER, MAX_KEY_BYTES, RUNTIME, SYSTEM, TEXTS, Kept, Kind, Memo, forget, keep, make_kept, prepare, recall,
     write_key,
 )
-from zlayer_driver._fastpath.lines cimport (
-    AT_END, MAX_COUNTS, MISSED, NO_MEMORY, Ending, Pass, append, count_lines, key_of_job, recall_answer, tell, tell_known,
-)
+from zlayer_driver._fastpath.lines cimport MAX_COUNTS, Pass, append, count_lines, key_of_job, recall_answer, tell, tell_known
 from zlayer_driver._fastpath.text cimport read_utf8, slice_of, text_of
 
 from zlayer_driver import model
@@ -326,7 +324,7 @@ cdef class JobLines:
     def answer_into(self, chunk, long long first, bytearray answers not None) -> int:
         """How many of the first bytes of ``answers`` are now the answers to ``chunk``. It grows as needed, and never shrinks."""
         cdef Pass lines
-        cdef Ending ending
+        cdef bint is_all
         cdef Py_buffer read
         memset(&lines, 0, sizeof(Pass))
         PyObject_GetBuffer(chunk, &read, PyBUF_SIMPLE)
@@ -337,43 +335,40 @@ cdef class JobLines:
             lines.line = first - 1
             while True:
                 with nogil:
-                    ending = tell_known(&self._images, &self._answers, &lines)
-                if ending == NO_MEMORY or (ending == MISSED and not self._learn(&lines)):
-                    raise MemoryError
-                if ending == AT_END:
+                    is_all = tell_known(&self._images, &self._answers, &lines)
+                if is_all:
                     for i in range(MAX_COUNTS):
                         self._counts[i] += lines.counts[i]
                     return lines.size
+                self._learn(&lines)
         finally:
             PyBuffer_Release(&read)
             PyBuffer_Release(&lines.out)
 
-    cdef bint _learn(self, Pass* lines) except -1:
+    cdef int _learn(self, Pass* lines) except -1:
         """Answers the line that was missed; what is learnt of it is kept where there is room."""
         cdef Kept* image = recall(&self._images, lines.job.image) if lines.is_plain else NULL
-        cdef Kept *fresh = NULL, *kept = NULL
-        cdef bint told
+        cdef Kept* fresh = NULL
+        cdef Kept* kept = NULL
         if lines.is_plain and image == NULL:
             known = self._know(text_of(lines.job.image))
             if known is not None:
                 image = fresh = make_kept(lines.job.image, slice_of(known[0]), known[1])
                 if image == NULL:
-                    return False
+                    raise MemoryError
         try:
             kept = recall_answer(&self._answers, &lines.job, image) if image != NULL else NULL
-            told = self._asked(lines, image) if kept == NULL else tell(lines, kept, image)
+            return self._asked(lines, image) if kept == NULL else tell(lines, kept, image)
         finally:
             if fresh != NULL and not keep(&self._images, fresh):
                 free(fresh)
-        return told
 
-    cdef bint _asked(self, Pass* lines, const Kept* image) except -1:
+    cdef int _asked(self, Pass* lines, const Kept* image) except -1:
         cdef char raw[MAX_KEY_BYTES]
         cdef Slice key = Slice(NULL, 0)
         cdef bytes text
         cdef int counter
         cdef Kept* kept
-        cdef bint told
         if image != NULL:
             key = key_of_job(&lines.job, image, raw)
         text, counter, is_model = self._ask(lines.missed.at[:lines.missed.size], lines.line, key.size > 0)
@@ -383,10 +378,13 @@ cdef class JobLines:
             lines.counts[counter] += 1
             return append(lines, slice_of(text))
         kept = make_kept(key, slice_of(text), counter)
-        told = kept != NULL and tell(lines, kept, image)
-        if kept != NULL and not keep(&self._answers, kept):
-            free(kept)
-        return told
+        if kept == NULL:
+            raise MemoryError
+        try:
+            return tell(lines, kept, image)
+        finally:
+            if not keep(&self._answers, kept):
+                free(kept)
 
 
 def line_count(chunk) -> int:
