@@ -13,7 +13,7 @@ import pytest
 
 from tests.host.overlay_lab import Host, Lab, lab, run
 from zlayer_driver.config import Transport
-from zlayer_driver.errors import NotFound
+from zlayer_driver.errors import NetworkError, NotFound
 from zlayer_driver.host.wireguard import PeerChange, Userspace
 from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.inspection import Hop, Inspector, look
@@ -125,3 +125,22 @@ async def test_the_command_line_shows_it(nodes: tuple[Lab, Nodes]) -> None:
 async def test_an_overlay_that_never_ran_is_said_to_be_absent(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no plugin with an overlay has run"):
         await look(Inspector.status, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"[]", b"{}"])
+async def test_a_damaged_plan_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "plan.json").write_bytes(damage)
+    with pytest.raises(NotFound, match=r"plan.json is damaged"):
+        await look(Inspector.status, tmp_path)
+
+
+async def test_a_damaged_table_of_leases_is_named(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        host = made.host(1)
+        await host.overlay().open()
+        await host.close()
+        (host.state_dir / "leases.db").write_bytes(b"no table" * 100)
+        with pytest.raises(NetworkError, match=r"leases.db cannot be used: file is not a database.*delete it"):
+            await look(Inspector.status, host.state_dir, netns_path=str(host.namespace))
+        with pytest.raises(NetworkError, match=r"leases.db cannot be used: file is not a database.*delete it"):
+            await host.overlay().open()

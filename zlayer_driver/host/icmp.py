@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
 import time
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
 _HEADER = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence
@@ -23,10 +23,11 @@ def echo(address: IPv4Address | IPv6Address, *, source: IPv4Address | IPv6Addres
             sock.bind((str(source), 0))
         began = time.monotonic()
         sock.sendto(_request(address.version, identifier), (str(address), 0))
-        while (left := began + timeout_s - time.monotonic()) > 0:
-            ready, _, _ = select.select([sock], [], [], left)
-            if ready and _answers(sock.recv(2048), address.version, identifier):
-                return time.monotonic() - began
+        with suppress(TimeoutError):
+            while (left := began + timeout_s - time.monotonic()) > 0:
+                sock.settimeout(left)
+                if _answers(sock.recv(2048), address.version, identifier):
+                    return time.monotonic() - began
     return None
 
 

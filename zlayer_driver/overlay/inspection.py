@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zlayer_driver.config import Transport
-from zlayer_driver.errors import NotFound
+from zlayer_driver.errors import ConfigError, NotFound
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host import netns, nftables
 from zlayer_driver.host.icmp import echo
@@ -36,13 +36,15 @@ class Hop:
 
 
 def load(state_dir: Path) -> Plan:
-    """The plan of the node's last plugin; `NotFound` if there was none."""
+    """The plan of the node's last plugin; `NotFound` if there was none, or its file is damaged."""
+    path = state_dir / PLAN_FILE
     try:
-        return Plan.loads((state_dir / PLAN_FILE).read_text())
+        return Plan.loads(path.read_bytes())
     except FileNotFoundError:
-        raise NotFound(
-            "overlay", f"no plugin with an overlay has run on {state_dir}", hint="name its state directory by --state-dir or --config"
-        ) from None
+        reason, hint = f"no plugin with an overlay has run on {state_dir}", "name its state directory by --state-dir or --config"
+    except ConfigError:
+        reason, hint = f"{path} is damaged", "a plugin that starts writes it anew"
+    raise NotFound("overlay", reason, hint=hint)
 
 
 class Inspector:

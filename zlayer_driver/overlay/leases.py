@@ -121,8 +121,15 @@ def read(path: Path) -> list[Lease]:
     """The leases in a table that another process may be writing, in order of their numbers; none if there is no table."""
     if not path.exists():
         return []
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as db:
-        return _select(db, "ORDER BY number")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as db:
+            return _select(db, "ORDER BY number")
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: sqlite3.Error) -> NetworkError:
+    return NetworkError(f"the leases in {path} cannot be used: {error}", hint="if it is damaged, stop the node's allocations and delete it")
 
 
 def _select(db: sqlite3.Connection, condition: str, *values: object) -> list[Lease]:

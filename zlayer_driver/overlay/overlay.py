@@ -81,7 +81,7 @@ class Overlay:
         """Makes the node's part of the overlay, or takes over an earlier process's. Repeated calls change nothing."""
         async with self._opening:
             if self._core is None:
-                with _told():
+                with self._told():
                     worker = self._worker = self._worker or netns.Worker(self._netns_path)
                     self._core = await worker.run(Core, self.plan, self.state_dir)
 
@@ -90,8 +90,20 @@ class Overlay:
         if self._worker is None or self._core is None:
             await self.open()
             return await self.call(work, *args, **kwargs)
-        with _told():
+        with self._told():
             return await self._worker.run(work, self._core, *args, **kwargs)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the system refused, in the house's words: the file name of an error is a file's, or says what was to be done."""
+        try:
+            yield
+        except OSError as error:
+            what = str(error.filename or "go on")
+            what = f"use {what}" if what.startswith("/") else what
+            raise NetworkError(f"the overlay cannot {what}: {error.strerror or error}") from error
+        except sqlite3.Error as error:
+            raise leases.unusable(self.state_dir / leases.FILE, error) from error
 
     async def set_peers(self, peers: Sequence[Peer]) -> None:
         """Makes these the node's peers; packets to those that stay are not disturbed."""
@@ -168,16 +180,3 @@ def _publish(core: Core, owner: str, ports: Sequence[PortMapping]) -> None:
 def _leave(core: Core) -> None:
     core.nat.remove()
     core.fabric.remove()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What the system refused, in the house's words: the file name of an error is a file's, or says what was to be done."""
-    try:
-        yield
-    except OSError as error:
-        what = str(error.filename or "go on")
-        what = f"use {what}" if what.startswith("/") else what
-        raise NetworkError(f"the overlay cannot {what}: {error.strerror or error}") from error
-    except sqlite3.Error as error:
-        raise NetworkError(f"the overlay's leases cannot be read or written: {error}") from error

@@ -152,7 +152,7 @@ class Plan:
         return block.model_dump_json(indent=2)
 
     @classmethod
-    def loads(cls, text: str) -> Self:
+    def loads(cls, text: str | bytes) -> Self:
         """The plan that `dumps` wrote; `ConfigError` for anything else."""
         try:
             raw = json.loads(text)
