@@ -187,9 +187,11 @@ class OverlayBlock(Block):
     endpoint: IpAddress = Field(description="Address of this node at which its peers reach it")
     transport: Transport = Field(Transport.VXLAN, description="How packets travel between nodes: vxlan or wireguard")
     port: int = Field(0, ge=0, le=65535, description="UDP port of the transport; 0: 4789 for VXLAN, 51820 for WireGuard")
-    vni: int = Field(4096, ge=1, lt=1 << 24, description="VXLAN network identifier")
+    vni: int = Field(4096, ge=1, lt=1 << 24, description="VXLAN network identifier, the same on all nodes")
     bridge: str = Field(
-        "zlayer0", pattern=r"^[a-z][a-z0-9]{1,7}$", description="Name of the node's bridge, from which all link names derive"
+        "zlayer0",
+        pattern=r"^[a-z][a-z0-9]{1,7}$",
+        description="Name of the node's bridge, of at most 8 characters: all link names derive from it",
     )
     mtu: int = Field(0, ge=0, le=65535, description="MTU within the overlay; 0: what the underlay leaves")
     default_route: bool = Field(default=False, description="Whether containers send everything into the overlay, not only what is for it")

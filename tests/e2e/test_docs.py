@@ -30,6 +30,8 @@ PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("benchma
 IMAGE = "docker.io/library/busybox:1.36"
 ELSEWHERE = {
     "apt-get": "the packages are those of tools/setup, which has run",
+    "mkdir": "so has the kernel of guests been unpacked",
+    "dpkg-deb": "likewise",
     "python3": "this environment is one",
     "/opt/zlayer/bin/pip": "this program is installed",
     "ln": "and in the path",
@@ -123,16 +125,19 @@ async def test_jobs(block: Block, site: Site, busybox: str) -> None:
 def test_the_first_hour(tmp_path: Path, busybox: str) -> None:
     """What the pages ask of Nomad, asked of a real agent whose driver is this one."""
     (job,) = (block.text for block in JOBS if block.page == "first-job.md" and block.text.startswith('job "web"'))
-    (tmp_path / "web.nomad.hcl").write_text(job.replace("8080", _free_port()))
+    port = _free_port()
+    (tmp_path / "web.nomad.hcl").write_text(job.replace("8080", port))
     with nomad_agent.server(tmp_path, nomad_agent.client(tmp_path, registry_mirrors={"docker.io": busybox})) as address:
         asyncio.run(_until(address, "/v1/nodes", lambda found: any(node["Drivers"].get("zlayer", {}).get("Healthy") for node in found)))
         try:
-            told = {line: _nomad(address, line, tmp_path) for page in ("install.md", "first-job.md") for line in commands(page, "nomad")}
+            lines = [line for page in ("install.md", "first-job.md") for line in commands(page, "nomad")]
+            told = {line: _nomad(address, line.replace("8080", port), tmp_path) for line in lines}
         finally:
-            _nomad(address, "nomad job stop web", tmp_path)
+            _nomad(address, "nomad job stop -purge web", tmp_path)
             asyncio.run(_until(address, "/v1/allocations", lambda found: all(alloc["ClientStatus"] == "complete" for alloc in found)))
     assert "driver.zlayer.native_os" in told["nomad node status -self -verbose"]
-    assert len(told) == 4
+    assert told["nomad alloc exec -job web wget -qO- http://127.0.0.1:8080/"] == "hello"
+    assert "response:200" in told["nomad alloc logs -stderr -job web"]
     assert remains(tmp_path) == []
 
 
