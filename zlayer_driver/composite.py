@@ -69,6 +69,7 @@ from zlayer_driver.snapshot import U64_MAX, line_count, log_chunks, usage_sample
 from zlayer_driver.waiting import to_its_end
 
 OnFallback = Callable[[TaskSpec, Target, Target, DriverError], None]
+OnMiss = Callable[[Target, DriverError], None]
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -285,11 +286,17 @@ class Composite:
                 errors.append(error)
         raise errors[0]
 
-    async def list_images(self) -> list[ImageRecord]:
-        """The images of all targets, each reference once; the last error if no target answers."""
+    async def list_images(self, on_miss: OnMiss | None = None) -> list[ImageRecord]:
+        """The images of all targets, each reference once; the last error if no target answers.
+
+        ``on_miss`` hears of the targets that could have answered, and did not.
+        """
         answers, errors = await self._each(CanListImages.list_images)
         if not answers:
-            raise errors[-1]
+            raise list(errors.values())[-1]
+        for target, error in errors.items():
+            if on_miss is not None and not isinstance(error, Unsupported):
+                on_miss(target, error)
         found: dict[str, ImageRecord] = {}
         for record in (record for records in answers for record in records):
             found.setdefault(record.reference, record)
@@ -299,7 +306,7 @@ class Composite:
         """Removes it from every target that has it; the first error if none had it."""
         answers, errors = await self._each(CanRemoveImage.remove_image, image, force=force)
         if not answers:
-            raise errors[0]
+            raise next(iter(errors.values()))
 
     async def prune(self, method: Callable[[Any], Awaitable[Pruned]]) -> Pruned:
         """What all targets removed. A failure of the primary counts, unless it cannot prune and there are others."""
@@ -321,14 +328,14 @@ class Composite:
 
     async def _each(
         self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[list[T], list[DriverError]]:
+    ) -> tuple[list[T], dict[Target, DriverError]]:
         """What all targets answer, in their order, and the errors of those that do not."""
-        answers, errors = [], []
+        answers, errors = list[T](), dict[Target, DriverError]()
         for target in self._backends:
             try:
                 answers.append(await self._ability(target, method)(*args, **kwargs))
             except DriverError as error:
-                errors.append(error)
+                errors[target] = error
         return answers, errors
 
     # The node as a whole.

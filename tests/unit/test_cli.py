@@ -101,6 +101,14 @@ def test_errors_are_one_line_or_one_object(runner: CliRunner, tmp_path: Path) ->
     assert json.loads(out)["error"]["kind"] == "PullFailed"
 
 
+def test_images_says_which_target_did_not_answer(runner: CliRunner, tmp_path: Path) -> None:
+    config = tmp_path / "agent.hcl"
+    config.write_text(f'plugin "zlayer-driver" {{\nconfig {{\nprimary = "podman"\nengine_socket = "{tmp_path}/none.sock"\n}}\n}}')
+    code, out, err = _invoke(runner, tmp_path, "--config", str(config), "images")
+    assert (code, out, err.count("\n")) == (0, "", 1)
+    assert err.startswith("zlayer-driver: without the images of target primary: ")
+
+
 def test_a_relative_state_dir_is_under_the_working_directory(runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(cli, ["doctor", "--json"], env={"ZLAYER_STATE_DIR": "here"})

@@ -13,11 +13,11 @@ from zlayer_driver import fastpath
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
 from zlayer_driver.config import PluginConfig
-from zlayer_driver.errors import ConfigError
+from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.image.sources import is_local
 from zlayer_driver.image.values import Image
 from zlayer_driver.image.view import mount_image, unmount_image
-from zlayer_driver.model import PullPolicy, Report
+from zlayer_driver.model import PullPolicy, Report, Target
 from zlayer_driver.node import Node
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -69,8 +69,11 @@ async def _pull(node: Node, source: str, reference: str | None, policy: PullPoli
 def images(config: PluginConfig, as_json: bool) -> None:
     """List the images that this node has."""
 
+    def missed(target: Target, error: DriverError) -> None:
+        click.echo(f"zlayer-driver: without the images of target {target}: {error}", err=True)
+
     async def work(node: Node) -> list[dict[str, Any]]:
-        found = await node.composite.list_images()
+        found = await node.composite.list_images(missed)
         return [{"image": image.reference, "digest": image.digest, "size_bytes": image.size_bytes} for image in found]
 
     show_rows(on_node(config, work), as_json=as_json)
