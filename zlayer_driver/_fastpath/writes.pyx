@@ -32,8 +32,6 @@ cdef enum:
     BLOCK = 512
     NAME = 100
 
-cdef long long END_OF_TIME = 1LL << 34  # seconds, as in `image.tar`
-
 
 cdef struct File:
     char[NAME + 1] name
@@ -46,13 +44,13 @@ cdef struct File:
 
 
 cdef long long octal(const char* field, int width) noexcept nogil:
-    """Digits, then blanks or NULs to the field's end; -1 for anything else."""
+    """Digits, then at least one blank or NUL to the field's end; -1 for anything else."""
     cdef long long value = 0
     cdef int at = 0
     while at < width and c'0' <= field[at] <= c'7':
         value = value * 8 + field[at] - c'0'
         at += 1
-    if at == 0:
+    if at == 0 or at == width:
         return -1
     for at in range(at, width):
         if field[at] != c' ' and field[at] != 0:
@@ -82,9 +80,9 @@ cdef long long decimal(const char** at, const char* end, int most) noexcept nogi
 
 
 cdef bint timed(timespec* time, const char* at, const char* end) noexcept nogil:
-    """Reads seconds with an optional fraction, to nine digits."""
+    """Reads seconds, which file systems keep as far as ten digits go, with an optional fraction, to nine."""
     cdef const char* point
-    time.tv_sec = decimal(&at, end, 11)
+    time.tv_sec = decimal(&at, end, 10)
     time.tv_nsec = 0
     if time.tv_sec >= 0 and at < end and at[0] == c'.':
         at += 1
@@ -151,7 +149,7 @@ cdef Py_ssize_t described(File* file, const char* at, Py_ssize_t left, const cha
         file.times[0].tv_sec = octal(block + 136, 12)
         file.times[0].tv_nsec = 0
     mode, uid, gid, file.size = octal(block + 100, 8), octal(block + 108, 8), octal(block + 116, 8), octal(block + 124, 12)
-    if mode < 0 or uid < 0 or gid < 0 or not 0 <= file.size <= left - BLOCK or not 0 <= file.times[0].tv_sec < END_OF_TIME:
+    if mode < 0 or uid < 0 or gid < 0 or not 0 <= file.size <= left - BLOCK or file.times[0].tv_sec < 0:
         return 0
     file.mode, file.uid, file.gid = <mode_t>(mode & 0o7777), <uid_t>uid, <gid_t>gid
     file.times[1] = file.times[0]

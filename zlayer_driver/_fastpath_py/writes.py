@@ -9,10 +9,9 @@ from typing import NamedTuple
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512
 _NAME = 100
-_END_OF_TIME = 1 << 34  # seconds, as in `image.tar`
-_OCTAL = re.compile(rb"([0-7]+)[ \0]*")
+_OCTAL = re.compile(rb"([0-7]+)[ \0]+")
 _LENGTH = re.compile(rb"([0-9]{1,3}) ")
-_TIME = re.compile(rb"([0-9]{1,11})(?:\.([0-9]{1,9}))?")
+_TIME = re.compile(rb"([0-9]{1,10})(?:\.([0-9]{1,9}))?")
 
 
 class _File(NamedTuple):
@@ -60,7 +59,7 @@ def _described(rest: memoryview, prefix: bytes) -> tuple[_File | None, int]:
     if mtime_ns < 0:
         mtime_ns = _octal(block[136:148]) * 1_000_000_000
     padded = -(-size // _BLOCK) * _BLOCK
-    if not name or min(mode, uid, gid, size) < 0 or padded > len(after) or not 0 <= mtime_ns < _END_OF_TIME * 1_000_000_000:
+    if not name or min(mode, uid, gid, size, mtime_ns) < 0 or padded > len(after):
         return None, 0
     return _File(name, after[:size], uid, gid, mode & 0o7777, mtime_ns), before + _BLOCK + padded
 
@@ -76,7 +75,7 @@ def _last_name(block: bytes, prefix: bytes) -> bytes:
 
 
 def _octal(field: bytes | memoryview) -> int:
-    """Digits, then blanks or NULs to the field's end; -1 for anything else."""
+    """Digits, then at least one blank or NUL to the field's end; -1 for anything else."""
     match = _OCTAL.fullmatch(field)
     return int(match[1], 8) if match else -1
 
