@@ -133,7 +133,7 @@ def test_the_first_hour(tmp_path: Path, busybox: str) -> None:
             lines = [line for page in ("install.md", "first-job.md") for line in commands(page, "nomad")]
             told = {line: _nomad(address, line.replace("8080", port), tmp_path) for line in lines}
         finally:
-            _nomad(address, "nomad job stop -purge web", tmp_path)
+            _nomad(address, "nomad job stop web", tmp_path)
             asyncio.run(_until(address, "/v1/allocations", lambda found: all(alloc["ClientStatus"] == "complete" for alloc in found)))
     assert "driver.zlayer.native_os" in told["nomad node status -self -verbose"]
     assert told["nomad alloc exec -job web wget -qO- http://127.0.0.1:8080/"] == "hello"
