@@ -111,9 +111,12 @@ def test_a_key_is_made_once_for_root_only_and_never_shown(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("key", ["", "short", "é" * 44, "A" * 43, "A" * 60])
-def test_what_is_no_key_is_refused_without_being_shown(key: str) -> None:
-    with pytest.raises(NetworkError) as caught:
-        keys.raw(key)
+def test_what_is_no_key_is_refused_without_being_shown(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "node"
+    path.write_text(key)
+    path.chmod(0o600)
+    with pytest.raises(NetworkError, match=f"the key in {path} is not 32 bytes") as caught:
+        keys.load(path)
     assert not key or key not in str(caught.value)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from zlayer_driver.errors import NetworkError
 
@@ -24,52 +26,46 @@ class KeyPair:
 def load(path: Path) -> KeyPair:
     """The pair whose private key is in the file, which is made if it is not there."""
     try:
-        private = path.read_text().strip()
+        private = path.read_text(errors="replace").strip()
     except FileNotFoundError:
         private = _make(path)
     if path.stat().st_mode & 0o077:
         raise NetworkError(f"others may read the key file {path}", hint="delete it, or set its mode to 0600")
-    return KeyPair(private, public_key(private))
+    return KeyPair(private, _public(raw(private, f"the key in {path}")))
 
 
 def _make(path: Path) -> str:
     """Writes a new key beside the file and links it into place: the file is whole or absent, and the first of two writers wins."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(generate() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    with NamedTemporaryFile("w", dir=path.parent) as draft:
+        draft.write(_generate() + "\n")
+        draft.flush()
+        os.fsync(draft.fileno())
+        with suppress(FileExistsError):
+            os.link(draft.name, path)
     return path.read_text().strip()
 
 
-def generate() -> str:
+def _generate() -> str:
     """A new private key in base64."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415  # only WireGuard needs it
 
     return base64.b64encode(X25519PrivateKey.generate().private_bytes_raw()).decode()
 
 
-def public_key(private: str) -> str:
-    """The public key of a private one, both in base64."""
+def _public(private: bytes) -> str:
+    """The public key of a private one, in base64."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415  # only WireGuard needs it
 
-    return base64.b64encode(X25519PrivateKey.from_private_bytes(raw(private)).public_key().public_bytes_raw()).decode()
+    return base64.b64encode(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()).decode()
 
 
-def raw(key: str) -> bytes:
-    """The 32 bytes of a key in base64; the error does not show it."""
+def raw(key: str, what: str) -> bytes:
+    """The 32 bytes of a key in base64; the error says of which, and does not show it."""
     try:
         found = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError):
         found = b""
     if len(found) != _KEY_BYTES:
-        raise NetworkError("a WireGuard key is not 32 bytes in base64")
+        raise NetworkError(f"{what} is not 32 bytes in base64")
     return found

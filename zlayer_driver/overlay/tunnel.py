@@ -62,7 +62,6 @@ class WireGuard:
     def set_guest(self, guest: Guest) -> None:
         """Lets a guest in, from wherever it calls; whoever had its addresses is out."""
         self.drop_guest(guest.addresses)
-        keys.raw(guest.public_key)
         self._device.configure([PeerChange(guest.public_key, tuple(str(ip_network(address)) for address in guest.addresses))])
 
     def drop_guest(self, addresses: Sequence[Address]) -> None:
@@ -76,7 +75,7 @@ class WireGuard:
 
 
 def _settings(peer: Peer) -> PeerChange:
-    keys.raw(peer.public_key)  # whose error says what is wrong with a key
+    keys.raw(peer.public_key, f"the public key of {peer.name!r}")  # the device would not say whose is none
     allowed = tuple(str(subnet) for subnet in peer.subnets.each())
     return PeerChange(peer.public_key, allowed, (str(peer.endpoint), peer.port), KEEPALIVE_S)
 
