@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -20,11 +20,11 @@ from zlayer_driver.model import OS, Isolation, Target
 
 Model = TypeVar("Model", bound="Block")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
+_TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(f"(?:{_TERM.pattern})+")
 _UNIT_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE = re.compile(r"(\d{1,15})([bkmgt]?)b?", re.ASCII)
 _NEEDED = {"model": "one block", "dict": "a map", "list": "a list", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
 def _seconds(value: object) -> object:
@@ -102,18 +102,14 @@ def _subnet(version: int) -> Callable[[str], str]:
     return check
 
 
-def _disjoint(network: str | None, shares: Sequence[str]) -> None:
+def _check_shares(network: str | None, shares: Sequence[str]) -> None:
+    """Each lies within the network, and none overlaps another."""
     found = [ip_network(share) for share in shares]
     for place, share in enumerate(found):
-        if network is None or share.version != (whole := ip_network(network)).version or not _contains(whole, share):
+        if network is None or not (whole := ip_network(network)).overlaps(share) or share.prefixlen < whole.prefixlen:
             raise ValueError(f"subnet {share} is not within the overlay's network {network or '(none)'}")
         if other := next((earlier for earlier in found[:place] if earlier.overlaps(share)), None):
             raise ValueError(f"subnets {other} and {share} overlap")
-
-
-def _contains(whole: IPv4Network | IPv6Network, share: IPv4Network | IPv6Network) -> bool:
-    first, last = int(share.network_address), int(share.broadcast_address)
-    return int(whole.network_address) <= first and last <= int(whole.broadcast_address)
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
@@ -125,8 +121,6 @@ Ipv4Subnet = Annotated[str, AfterValidator(_subnet(4))]
 Ipv6Subnet = Annotated[str, AfterValidator(_subnet(6))]
 StringMap = Annotated[dict[str, str], BeforeValidator(_merged)]
 OperatingSystem = Annotated[OS, BeforeValidator(_operating_system)]
-
-
 HostMode = Literal["", "host"]
 MountType = Literal["bind", "tmpfs"]
 Propagation = Literal["private", "rprivate", "rslave", "rshared"]
@@ -221,7 +215,7 @@ class OverlayBlock(Block):
             (self.network, [self.subnet, *(peer.subnet for peer in self.peer)]),
             (self.network6, [self.subnet6, *(peer.subnet6 for peer in self.peer)]),
         ):
-            _disjoint(network, [share for share in shares if share])
+            _check_shares(network, [share for share in shares if share])
         if self.transport is Transport.WIREGUARD and any(not peer.public_key for peer in self.peer):
             raise ValueError("under WireGuard every peer needs its public_key")
         if any(ip_address(peer.endpoint).version != ip_address(self.endpoint).version for peer in self.peer):

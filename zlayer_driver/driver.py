@@ -164,9 +164,8 @@ class Driver:
         if task_id in self._tasks:
             await self.node.composite.stop(task_id, timeout_s=timeout_s, signal=signal)
 
-    async def destroy_task(self, task_id: str, *, force: bool) -> None:
+    async def destroy_task(self, task_id: str) -> None:
         """Removes all of a task. Of an unknown one, whatever an earlier process may have left under its id."""
-        del force  # Nomad always sends true
         try:
             await self.node.composite.destroy(task_id)
         except NotFound:

@@ -5,12 +5,12 @@
     DriverError
     ├── ConfigError          a plugin block, task block or command line that does not fit
     ├── InvalidSpec          a task that cannot be run as it is described
-    ├── InvalidReference     text that is no image reference
+    │   └── InvalidReference … or text that is no image reference
     ├── Unsupported          no backend here has the ability
     ├── NotFound             a container, task or image that this node does not have
     ├── PullFailed           an image that could not be fetched, verified or unpacked
     ├── CreateFailed         a container that could not be made
-    ├── StartFailed          a container that was made and did not start
+    │   └── StartFailed      … or that was made and did not start
     ├── TimedOut             a call that took longer than it was given
     ├── NetworkError         an address, link or namespace that could not be set up
     ├── RouteToPeer          a task for another node: the operating system it needs is not here

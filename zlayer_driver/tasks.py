@@ -15,6 +15,7 @@ of the backend's. Nothing else in the project keeps the state of a task.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from zlayer_driver.errors import DriverError, InvalidSpec, NotFound
 from zlayer_driver.model import Exit, Handle, PullProgress, TaskEvent, TaskState, TaskStatus
 
 Wait = Callable[[str], Awaitable[Exit]]
+_log = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 15.0
 _KEPT_EVENTS = 256  # events that nobody has read yet; older ones go
 
@@ -108,7 +110,9 @@ class TaskTable:
     async def _watch(self, task_id: str, row: _Row) -> None:
         try:
             exit_ = await self._wait(task_id)
-        except DriverError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it was, nobody must wait for ever
+            if not isinstance(error, DriverError):
+                _log.error("the wait for task %s failed", task_id, exc_info=error)
             exit_ = Exit(code=-1, error=str(error))
         row.state, row.completed_at = TaskState.EXITED, datetime.now(UTC)
         if not row.ended.done():

@@ -146,8 +146,7 @@ class ScriptedDriver:
         if not ended.done():
             ended.set_result(Exit(130, 2) if signal == "SIGINT" else Exit(143, 15))
 
-    async def destroy_task(self, task_id: str, *, force: bool) -> None:
-        del force
+    async def destroy_task(self, task_id: str) -> None:
         self._task(task_id)
         del self.tasks[task_id]
 

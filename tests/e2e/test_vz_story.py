@@ -84,7 +84,7 @@ async def test_a_macos_image_goes_to_the_sandbox(mac: Mac, images: Mapping[OS, s
         handle = await driver.start_task(request("task", images[OS.DARWIN]))
         assert (handle.target, handle.backend) == (Target.PRIMARY, "seatbelt")
         assert driver.node.composite.overlay_kind("task") is OverlayKind.HOST_PROXY
-        await driver.destroy_task("task", force=True)
+        await driver.destroy_task("task")
     assert not mac.said
 
 
@@ -102,7 +102,7 @@ async def test_where_the_sandbox_fails_vz_takes_it_for_life(mac: Mac, images: Ma
         await driver.recover_task(Handle.loads(handle.dumps()), request("task", images[OS.DARWIN]))
         await driver.stop_task("task", timeout_s=DEADLINE_S, signal="SIGTERM")
         assert await driver.wait_task("task") == Exit(143, 15)
-        await driver.destroy_task("task", force=True)
+        await driver.destroy_task("task")
     assert mac.tools() == ["tart"]
     assert [event.annotations for event in mac.said] == [{"failed": "primary", "target": "vz"}]
     assert "sandbox_apply: Operation not permitted" in mac.said[0].message
@@ -116,7 +116,7 @@ async def test_a_linux_image_goes_to_the_linux_guest(mac: Mac, images: Mapping[O
         assert driver.node.composite.overlay_kind("task") is OverlayKind.GUEST_MANAGED
         mac.tools()
         assert (await driver.exec_task("task", ["/bin/sh", "-c", "echo $HELLO"], timeout_s=DEADLINE_S)).stdout == b"hello\n"
-        await driver.destroy_task("task", force=True)
+        await driver.destroy_task("task")
     assert mac.tools() == ["container"]
 
 
@@ -128,7 +128,7 @@ async def test_a_vm_label_goes_to_libkrun(mac: Mac, images: Mapping[OS, str]) ->
         mac.tools()
         await driver.stop_task("task", timeout_s=DEADLINE_S, signal="SIGTERM")
         assert await driver.wait_task("task") == Exit(143, 15)
-        await driver.destroy_task("task", force=True)
+        await driver.destroy_task("task")
     assert mac.tools() == ["krunvm"]
 
 

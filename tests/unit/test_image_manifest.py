@@ -80,12 +80,12 @@ def test_bad_manifests(raw: bytes, reason: str) -> None:
 
 
 def test_a_config() -> None:
-    run = {"Entrypoint": ["/e"], "Cmd": ["c"], "Env": ["A=b"], "User": "1:2", "WorkingDir": "/w", "StopSignal": "9", "Volumes": {"/v": {}}}
+    run = {"Entrypoint": ["/e"], "Cmd": ["c"], "Env": ["A=b"], "User": "1:2", "WorkingDir": "/w", "StopSignal": "9"}
     raw = json.dumps({"os": "linux", "architecture": "arm64", "config": run, "rootfs": {"diff_ids": [DIGEST]}}).encode()
     config = parse_config(raw)
     assert (config.os, config.arch, config.diff_ids) == ("linux", "arm64", (DIGEST,))
     assert (config.entrypoint, config.cmd, config.env) == (("/e",), ("c",), ("A=b",))
-    assert (config.user, config.work_dir, config.stop_signal, config.volumes) == ("1:2", "/w", "9", ("/v",))
+    assert (config.user, config.work_dir, config.stop_signal) == ("1:2", "/w", "9")
 
 
 def test_a_config_with_nothing_said() -> None:

@@ -101,10 +101,12 @@ async def test_recovery_gives_a_running_row(table: TaskTable, owner: Owner) -> N
     assert await table.exited("a") == Exit(137, 9, oom_killed=True)
 
 
-async def test_a_wait_that_fails_is_an_exit_with_its_reason(table: TaskTable, owner: Owner) -> None:
+@pytest.mark.parametrize("error", [InternalError("the exit file is gone"), ValueError("the exit file is gone")])
+async def test_a_wait_that_fails_is_an_exit_with_its_reason(table: TaskTable, owner: Owner, error: Exception) -> None:
     await _running(table, owner)
-    owner.ends["a"].set_exception(InternalError("the exit file is gone"))
-    assert await table.exited("a") == Exit(-1, error="the exit file is gone")
+    owner.ends["a"].set_exception(error)
+    async with asyncio.timeout(5):
+        assert await table.exited("a") == Exit(-1, error="the exit file is gone")
 
 
 async def test_unknown_ids_are_not_found(table: TaskTable) -> None:

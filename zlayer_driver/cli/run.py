@@ -97,7 +97,7 @@ async def _foreground(driver: Driver, request: TaskRequest, directory: Path, sin
             exit_ = await _end(driver, request.id, over)
             await asyncio.gather(out_ended.wait(), err_ended.wait())
         finally:
-            await driver.destroy_task(request.id, force=True)
+            await driver.destroy_task(request.id)
     if faults:
         raise faults[0]
     return handle.target, exit_

@@ -147,8 +147,6 @@ def parse_config(raw: bytes) -> ImageConfig:
         work_dir=_text(run, "WorkingDir"),
         stop_signal=_text(run, "StopSignal"),
         labels=_text_map(run, "Labels"),
-        volumes=tuple(_mapping(run, "Volumes")),
-        exposed_ports=tuple(_mapping(run, "ExposedPorts")),
     )
 
 

@@ -90,8 +90,6 @@ class ImageConfig:
     work_dir: str = ""
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    volumes: tuple[str, ...] = ()
-    exposed_ports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,8 @@ class PluginHost:
         request = driver_pb2.StopTaskRequest(task_id=task_id, timeout=codec.duration(timeout_s), signal=signal)
         await _answer(self._driver("stop_task", request))
 
-    async def destroy_task(self, task_id: str, *, force: bool = True) -> None:
-        await _answer(self._driver("destroy_task", driver_pb2.DestroyTaskRequest(task_id=task_id, force=force)))
+    async def destroy_task(self, task_id: str) -> None:
+        await _answer(self._driver("destroy_task", driver_pb2.DestroyTaskRequest(task_id=task_id, force=True)))
 
     async def inspect_task(self, task_id: str) -> TaskStatus:
         return replies.status_from(await _answer(self._driver("inspect_task", driver_pb2.InspectTaskRequest(task_id=task_id))))

@@ -81,8 +81,9 @@ class DriverService:
         return pb.StopTaskResponse()
 
     async def destroy_task(self, request: pb.DestroyTaskRequest) -> pb.DestroyTaskResponse:
+        """Running or not: Nomad never asks without ``force``."""
         with contextlib.suppress(NotFound):
-            await self._driver.destroy_task(request.task_id, force=request.force)
+            await self._driver.destroy_task(request.task_id)
         return pb.DestroyTaskResponse()
 
     async def inspect_task(self, request: pb.InspectTaskRequest) -> pb.InspectTaskResponse:
