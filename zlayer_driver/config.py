@@ -7,6 +7,7 @@ map as a list of maps.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -113,6 +114,8 @@ def _check_shares(network: str | None, shares: Sequence[str]) -> None:
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+# What is allowed by its name must be opened by that name: a «..» behind a link of the task's own would lead elsewhere.
+NormalPath = Annotated[str, AfterValidator(_absolute), AfterValidator(posixpath.normpath)]
 OptionalPath = Annotated[str, AfterValidator(_absolute_if_any)]
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
@@ -303,7 +306,7 @@ class MountBlock(Block):
 class DeviceBlock(Block):
     """A device of the node, if the operator allows it."""
 
-    host_path: AbsolutePath = Field(description="The device on the node")
+    host_path: NormalPath = Field(description="The device on the node")
     container_path: AbsolutePath | None = Field(None, description="Its place in the container; the same if absent")
     cgroup_permissions: str = Field("rwm", pattern=r"^[rwm]{1,3}$", description="What the task may do: read, write, mknod")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from os.path import normpath
 
 from zlayer_driver.config import PluginConfig, TaskConfig
 from zlayer_driver.model import Network
@@ -57,7 +56,7 @@ def _reach(block: TaskConfig, operator: PluginConfig) -> Iterator[str]:
     for key in (key for key, mode in modes.items() if mode and not operator.allow_host_namespaces):
         yield f'{key}: the operator has not set allow_host_namespaces, which "host" needs'
     for device in block.devices:
-        if not any(fnmatchcase(normpath(device.host_path), pattern) for pattern in operator.allow_devices):
+        if not any(fnmatchcase(device.host_path, pattern) for pattern in operator.allow_devices):
             yield f"devices: the operator's allow_devices does not have {device.host_path!r}"
     if block.uts_mode and block.hostname:
         yield "hostname: a task in the node's uts namespace has the node's name"
