@@ -38,6 +38,7 @@ extension = Extension(
 # By target: sources, and what an installation without it lacks.
 PROGRAMS = {
     "zlayer_driver/guest/agent": ("zlayer_driver/guest/*.c", "runs no VMs"),
+    "zlayer_driver/host/enter": ("zlayer_driver/host/enter.c", "executes commands in containers by the runtime's own, slower command"),
     "zlayer_driver/host/gate": ("zlayer_driver/host/gate.c", "starts containers by the runtime's own, slower command"),
     "zlayer_driver/host/init": ("zlayer_driver/host/init.c", "has no init for tasks that ask for one"),
 }

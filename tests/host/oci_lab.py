@@ -44,6 +44,11 @@ APPLETS = (
     "df",
     "mkdir",
     "stty",
+    "tty",
+    "grep",
+    "readlink",
+    "cut",
+    "sort",
 )
 
 

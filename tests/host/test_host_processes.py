@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from zlayer_driver.errors import InvalidSpec, TimedOut, Unsupported
 from zlayer_driver.host.logs import log_ends
 from zlayer_driver.host.pidfd import PidFd, ProcessId, identify
 from zlayer_driver.host.processes import capture, children, command_lines, reap, spawn
-from zlayer_driver.host.session import Console, Session
+from zlayer_driver.host.session import Session
 
 pytestmark = [pytest.mark.needs("linux"), pytest.mark.usefixtures("no_fd_leak")]
 
@@ -69,14 +70,25 @@ async def test_a_cancelled_wait_ends_children_first() -> None:
     assert (child.returncode, identify(grandchild)) == (9, None)
 
 
-async def test_sessions_that_cannot_begin_leave_nothing_open(tmp_path: Path) -> None:
+async def test_sessions_that_cannot_begin_leave_nothing_open() -> None:
     with pytest.raises(ValueError, match="null byte"):
         Session.start(["echo", "a\0b"], tty=False)
     with pytest.raises(Unsupported, match="/no/such/program cannot be run"):
         Session.start(["/no/such/program"], tty=True)
-    (tmp_path / "taken").touch()
-    with pytest.raises(OSError, match="in use"):
-        Console(tmp_path / "taken")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(Unsupported, match="/no/such/program cannot be run"):
+        await Session.on_terminal(["/no/such/program"], given_by=theirs, to=ours, pass_fds=[])
+
+
+async def test_a_session_whose_child_makes_no_terminal_ends_with_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        session = await Session.on_terminal(["sh", "-c", "exit 3"], given_by=theirs, to=ours, pass_fds=[theirs.fileno()])
+    assert [chunk async for chunk in session.output()] == []
+    with pytest.raises(BrokenPipeError):
+        await session.write(b"x")
+    assert await session.status == 3
+    await session.close()
 
 
 async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:

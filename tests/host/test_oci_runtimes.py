@@ -100,9 +100,8 @@ async def test_crun_keeps_the_contract(tmp_path: Path) -> None:
     """In a mount namespace without the v2 tree: crun refuses a hybrid one that has controllers."""
     mounted = cgroups.trees()
     away = f"umount {mounted.v2} &&" if mounted.mode is cgroups.Mode.HYBRID else ""
-    await keeps_the_contract(
-        "crun", tmp_path, *SUITES, "tests/host/test_oci_exec.py", within=("unshare", "--mount", "sh", "-c", f'{away} exec "$@"', "sh")
-    )
+    execs = ("tests/host/test_oci_exec.py", "tests/host/test_oci_entry.py")
+    await keeps_the_contract("crun", tmp_path, *SUITES, *execs, within=("unshare", "--mount", "sh", "-c", f'{away} exec "$@"', "sh"))
 
 
 @pytest.mark.needs("root", "youki", "conmon", "busybox", "docker-registry")

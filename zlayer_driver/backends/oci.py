@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from zlayer_driver.backends import Context
-from zlayer_driver.backends.oci_exec import Exec, execute, stream
-from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
+from zlayer_driver.backends.oci_entry import Entry
+from zlayer_driver.backends.oci_exec import Command, RuntimeExec, execute, process_of, stream
+from zlayer_driver.backends.oci_runtime import GVISOR, SHARE_THE_KERNEL, OciRuntime
 from zlayer_driver.backends.oci_runtimes import Runtimes
 from zlayer_driver.backends.oci_steps import STEPS
 from zlayer_driver.backends.stored_images import Images
@@ -22,6 +24,8 @@ from zlayer_driver.backends.supervised.runtime import last_error
 from zlayer_driver.backends.supervised.usage import sample, samples
 from zlayer_driver.errors import ConfigError, InvalidSpec, Unsupported
 from zlayer_driver.host import cgroups
+from zlayer_driver.host.enter import PROGRAM
+from zlayer_driver.host.seccomp_filter import Uncompiled
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
 
@@ -69,10 +73,15 @@ class OciBackend(Supervised):
     ) -> AsyncIterator[ExecEvent]:
         return stream(self._command(handle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
 
-    def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Exec:
+    def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Command:
         container = self._watched(handle)
+        process = process_of(container.bundle, argv, options, tty=tty)
+        runtime = self._runtime_of(container.record)
+        if runtime.kind in SHARE_THE_KERNEL and PROGRAM.exists():
+            with suppress(Uncompiled):
+                return Entry(container, process)
         asyncio.get_running_loop().run_in_executor(None, cgroups.awaken)
-        return Exec(container.bundle, self._runtime_of(container.record), argv, options, tty=tty)
+        return RuntimeExec(container.bundle, runtime, process)
 
     async def pause(self, handle: Handle) -> None:
         await self._told(handle, "pause")

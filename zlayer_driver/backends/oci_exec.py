@@ -1,4 +1,4 @@
-"""Running a further command in a container."""
+"""Running a further command in a container, by the runtime's own verb or by whatever else is a `Command`."""
 
 from __future__ import annotations
 
@@ -6,46 +6,69 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any, Protocol
 
-from zlayer_driver.backends.oci_runtime import CRUN, GVISOR, OciRuntime
+from zlayer_driver.backends.oci_runtime import GVISOR, OciRuntime
 from zlayer_driver.backends.supervised.bundle import Bundle
 from zlayer_driver.backends.supervised.runtime import command_fault, last_error
 from zlayer_driver.backends.supervised.users import resolve
 from zlayer_driver.errors import InvalidSpec, NotFound, TimedOut
 from zlayer_driver.host.pidfd import PidFd, identify
 from zlayer_driver.host.processes import capture
-from zlayer_driver.host.session import STDOUT, Console, Session
+from zlayer_driver.host.session import STDOUT, Session
 from zlayer_driver.model import ExecResult, Exit
 from zlayer_driver.readings import Channel, ExecEvent, ExecInput, ExecOptions
+
+Doc = dict[str, Any]
 
 _LIMIT = 16 << 20
 _GRACE_S = 5.0
 _TERM = "TERM=xterm"  # below what the container says
 
 
-class Exec:
-    """One command: its three files in the bundle, and the runtime's command line for it."""
+class Command(Protocol):
+    """One command. Nothing is there before `prepare`, and nothing is left after `end`."""
 
-    def __init__(self, bundle: Bundle, runtime: OciRuntime, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> None:
-        if not argv or any("\0" in part for part in argv):
-            raise InvalidSpec("a command to execute needs a name, and no NUL byte")
+    name: str
+
+    def prepare(self) -> tuple[list[str], Sequence[int]]:
+        """The command line that runs it, and the fds that this needs."""
+        ...
+
+    def exit(self, status: int, stderr: bytes = b"", /) -> tuple[Exit, str]:
+        """Of what the command line ended with: the exit, and the reason where the command could not be run: 127 or 126, as in a shell."""
+        ...
+
+    async def session(self, *, tty: bool) -> Session: ...
+
+    async def end(self) -> None:
+        """The command line is over, but if it was killed, its command may not be."""
+        ...
+
+
+class RuntimeExec:
+    """By the runtime's own verb, with three files in the bundle."""
+
+    def __init__(self, bundle: Bundle, runtime: OciRuntime, process: Doc) -> None:
         base = bundle.dir / f"exec-{secrets.token_hex(6)}"
-        self._process, self._pid, self._log, self._inner = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log", ".inner"))
+        self._file, self._pid, self._log, self._inner = (base.with_suffix(suffix) for suffix in (".json", ".pid", ".log", ".inner"))
         self._runtime = runtime
         self._over = False
         self._bundle = bundle
-        self.name = argv[0]
-        self._process.write_text(json.dumps(_process(bundle, argv, options, tty=tty)))
-        files: tuple[str, ...] = ("--pid-file", str(self._pid), "--process", str(self._process))
-        if runtime.kind == GVISOR:
+        self._process = process
+        self.name = str(process["args"][0])
+
+    def prepare(self) -> tuple[list[str], Sequence[int]]:
+        self._file.write_text(json.dumps(self._process))
+        files: tuple[str, ...] = ("--pid-file", str(self._pid), "--process", str(self._file))
+        if self._runtime.kind == GVISOR:
             files = (*files, "--internal-pid-file", str(self._inner))
-        self.argv = [runtime.path, *runtime.options(bundle, self._log), "exec", *files, bundle.id]
+        return [self._runtime.path, *self._runtime.options(self._bundle, self._log), "exec", *files, self._bundle.id], ()
 
     def exit(self, status: int, stderr: bytes = b"") -> tuple[Exit, str]:
-        """The exit, and the runtime's reason where the command could not be run: 127 or 126, as in a shell."""
         self._over = status >= 0
         told = last_error(self._log) or self._untold(stderr)
         if code := command_fault(told):
@@ -60,20 +83,14 @@ class Exec:
         return "" if self._pid.exists() else stderr.decode("utf-8", "replace").strip()
 
     async def session(self, *, tty: bool) -> Session:
-        """Crun takes what a terminal still holds at the command's end for an error message of its own, so it has to give the terminal away."""
-        if not tty or self._runtime.kind != CRUN:
-            return Session.start(self.argv, tty=tty)
-        with closing(Console(self._pid.with_suffix(".sock"))) as console:
-            at = self.argv.index("exec") + 1
-            return await Session.on_console([*self.argv[:at], "--console-socket", console.path, *self.argv[at:]], console)
+        return Session.start(self.prepare()[0], tty=tty)
 
     async def end(self) -> None:
-        """The runtime's process is over, but if it was killed, its command may not be. Takes the files away."""
         if not self._over and self._inner.exists():
             await self._runtime.run(self._bundle, "kill", "--pid", self._inner.read_text(), self._bundle.id, "KILL")
         with suppress(FileNotFoundError, ProcessLookupError, ValueError):
             self._kill(int(self._pid.read_text()))
-        for file in (self._process, self._pid, self._log, self._inner):
+        for file in (self._file, self._pid, self._log, self._inner):
             file.unlink(missing_ok=True)
 
     def _kill(self, pid: int) -> None:
@@ -87,10 +104,11 @@ class Exec:
                 pidfd.send(SIGKILL)
 
 
-async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
+async def execute(command: Command, *, timeout_s: float) -> ExecResult:
     """Output is kept up to 16 MiB a stream."""
     try:
-        done = await capture(command.argv, timeout_s=timeout_s, limit_bytes=_LIMIT, grace_s=_GRACE_S)
+        argv, fds = command.prepare()
+        done = await capture(argv, timeout_s=timeout_s, limit_bytes=_LIMIT, grace_s=_GRACE_S, pass_fds=fds)
         end, reason = command.exit(done.status, done.stderr)
     except TimedOut:
         raise TimedOut(f"command {command.name!r}", timeout_s) from None
@@ -99,7 +117,7 @@ async def execute(command: Exec, *, timeout_s: float) -> ExecResult:
     return ExecResult(end, b"", reason.encode()) if reason else ExecResult(end, done.stdout, done.stderr)
 
 
-async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
+async def stream(command: Command, stdin: AsyncIterator[ExecInput] | None, *, tty: bool) -> AsyncIterator[ExecEvent]:
     """Output as it comes, the exit last. Closing the iterator, or cancelling who waits for it, kills the command."""
     try:
         session = await command.session(tty=tty)
@@ -117,8 +135,10 @@ async def stream(command: Exec, stdin: AsyncIterator[ExecInput] | None, *, tty: 
         await command.end()
 
 
-def _process(bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> dict[str, object]:
-    """The container's own process with another command."""
+def process_of(bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> Doc:
+    """The ``process`` object of a runtime spec: the container's own with another command. `InvalidSpec` for one that cannot be."""
+    if not argv or any("\0" in part for part in argv):
+        raise InvalidSpec("a command to execute needs a name, and no NUL byte")
     process = dict(json.loads(bundle.config.read_bytes())["process"])
     process |= {"args": list(argv), "terminal": tty}
     process["env"] = [*([_TERM] if tty else []), *process["env"], *(f"{name}={value}" for name, value in options.env.items())]

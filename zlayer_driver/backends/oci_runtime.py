@@ -17,6 +17,7 @@ from zlayer_driver.host.processes import capture
 
 CRUN = "crun"
 GVISOR = "runsc"
+SHARE_THE_KERNEL = (CRUN, "runc", "youki")  # what runs in their containers is a process of this machine
 _TIMEOUT_S = 30.0
 
 

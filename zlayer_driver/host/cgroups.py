@@ -20,6 +20,7 @@ _KILL_TIMEOUT_S = 10.0
 _SETTLE_TRIES, _SETTLE_S = 100, 0.01
 _LEAST_SHARES, _SHARES_SPAN = 2, 262_142  # what cpu.shares takes; 1 to 10,000 is what cpu.weight takes
 _COUNTING = ("cpuacct", "memory")
+_THAWED = (("freezer.state", "THAWED"), ("cgroup.freeze", "0"))
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_CONTROLLER = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
 _awakening = threading.Lock()
@@ -147,6 +148,11 @@ def _own(mounted: Trees) -> Path:
     raise FileNotFoundError(errno.ENOENT, "no tree of control groups is mounted")
 
 
+def frozen(path: str) -> bool:
+    states = [(group / file, word) for group in trees().directories(path) for file, word in _THAWED]
+    return any(file.exists() and file.read_text().strip() != word for file, word in states)
+
+
 def thaw(path: str) -> None:
     """Lets a frozen group run on: what is frozen under v1 does not even die of SIGKILL."""
     for group in trees().directories(path):
@@ -154,7 +160,7 @@ def thaw(path: str) -> None:
 
 
 def _thaw(group: Path) -> None:
-    for file, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+    for file, word in _THAWED:
         if (group / file).exists():
             (group / file).write_text(word)
 

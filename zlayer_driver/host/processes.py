@@ -117,13 +117,14 @@ async def capture(
     limit_bytes: int = 1 << 20,
     env: Mapping[str, str] | None = None,
     grace_s: float = 0.0,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Runs a program to its end and gives what it wrote. ``timeout_s`` 0 is no limit; `TimedOut` else, the program killed.
 
     The end is the program's own: a child of it that keeps the pipes open is not waited for. ``grace_s`` as in `reap`.
     """
     with closing(_Drain(limit_bytes)) as out, closing(_Drain(limit_bytes)) as err:
-        child = spawn(argv, stdout=out.writer, stderr=err.writer, env=env)
+        child = spawn(argv, stdout=out.writer, stderr=err.writer, env=env, pass_fds=pass_fds)
         out.close_writer()
         err.close_writer()
         try:

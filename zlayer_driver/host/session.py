@@ -14,7 +14,6 @@ import subprocess
 import termios
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from tty import setraw
 from typing import Any, Self
 
@@ -26,52 +25,7 @@ _CHUNK = 1 << 16
 _GRACE_S = 5.0
 _AHEAD = 16  # chunks read before the consumer asks; beyond it the child blocks
 _NONE = -1  # no fd
-_NAME_BYTES = 4096  # a runtime sends the terminal's name along
 _END_OF_INPUT = b"\x04"  # what a terminal's line discipline takes for the end of a file
-
-
-class Console:
-    """Where a runtime hands over the terminal that it makes for a command (its ``--console-socket``): ``socket``, whose name is free.
-
-    Both sides reach it through an fd of its directory, which the runtime inherits: a socket's own path may be too long for its address.
-    """
-
-    def __init__(self, socket_path: Path) -> None:
-        self.fd = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.path = f"/proc/self/fd/{self.fd}/{socket_path.name}"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.setblocking(False)
-        try:
-            self._listener.bind(self.path)
-        except OSError:
-            self._let_go()
-            raise
-        self._listener.listen()
-
-    async def terminal(self) -> int:
-        """The fd that whoever connects first sends; -1 if that is none."""
-        loop = asyncio.get_running_loop()
-        connection, _ = await loop.sock_accept(self._listener)
-        with connection:
-            await _until(connection.fileno(), loop.add_reader, loop.remove_reader)
-            fds = socket.recv_fds(connection, _NAME_BYTES, 1, socket.MSG_CMSG_CLOEXEC)[1]
-        return fds[0] if fds else _NONE
-
-    def hang_up(self) -> None:
-        """Whoever waits for a terminal gets the one that has come, or none."""
-        if self.fd == _NONE:
-            return
-        with socket.socket(socket.AF_UNIX) as nobody:
-            nobody.connect(self.path)
-
-    def close(self) -> None:
-        Path(self.path).unlink(missing_ok=True)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._listener.close()
-        os.close(self.fd)
-        self.fd = _NONE
 
 
 class Session:
@@ -93,7 +47,7 @@ class Session:
             os.set_blocking(fd, False)
 
     @classmethod
-    def start(cls, argv: Sequence[str], *, tty: bool) -> Self:
+    def start(cls, argv: Sequence[str], *, tty: bool, pass_fds: Sequence[int] = ()) -> Self:
         """On a terminal the child is given one in raw mode: the line discipline that counts is that of the terminal it opens itself."""
         if tty:
             master, slave = pty.openpty()
@@ -103,7 +57,7 @@ class Session:
             pipes = [os.pipe() for _ in range(3)]
             ours, theirs = (pipes[0][1], pipes[1][0], pipes[2][0]), (pipes[0][0], pipes[1][1], pipes[2][1])
         try:
-            child = spawn(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2])
+            child = spawn(argv, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], pass_fds=pass_fds)
         except BaseException:
             _close_all(ours)
             raise
@@ -112,18 +66,23 @@ class Session:
         return cls(child, ours[0], {STDOUT: ours[1]} if tty else {STDOUT: ours[1], STDERR: ours[2]}, tty=tty)
 
     @classmethod
-    async def on_console(cls, argv: Sequence[str], console: Console) -> Self:
-        """Returns once the child has handed its terminal over, or has ended without one."""
-        session = cls(spawn(argv, pass_fds=(console.fd,)), _NONE, {}, tty=True, copies=False)
-        session.status.add_done_callback(lambda _: console.hang_up())
+    async def on_terminal(cls, argv: Sequence[str], *, given_by: socket.socket, to: socket.socket, pass_fds: Sequence[int]) -> Self:
+        """The child makes the terminal itself, and sends its fd by ``given_by``, our end of which is ``to``.
+
+        Returns once it has, or has ended without one.
+        """
+        session = cls(spawn(argv, pass_fds=pass_fds), _NONE, {}, tty=True, copies=False)
+        given_by.close()
         try:
-            master = await console.terminal()
+            loop = asyncio.get_running_loop()
+            await _until(to.fileno(), loop.add_reader, loop.remove_reader)
+            fds = socket.recv_fds(to, 1, 1, socket.MSG_CMSG_CLOEXEC)[1]
         except BaseException:
             await session.close()
             raise
-        if master != _NONE:
-            os.set_blocking(master, False)
-            session._stdin, session._outputs = master, {STDOUT: master}
+        for terminal in fds:
+            os.set_blocking(terminal, False)
+            session._stdin, session._outputs = terminal, {STDOUT: terminal}
         return session
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:

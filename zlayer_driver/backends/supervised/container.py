@@ -37,6 +37,11 @@ class Container:
         self._end = bundle.ended()
 
     @property
+    def init(self) -> PidFd | None:
+        """Ours, and only while this process watches the container."""
+        return self._init
+
+    @property
     def is_kept(self) -> bool:
         return self._kept is not None
 

@@ -1,0 +1,88 @@
+"""A command in the namespaces and control groups of a process, by a small program of ours: ``enter.c``."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlayer_driver.host import cgroups
+
+PROGRAM = Path(__file__).with_name("enter")
+
+# <linux/sched.h>, by the names that runtime specs have for them.
+NAMESPACES = {
+    "mount": 0x0002_0000,
+    "cgroup": 0x0200_0000,
+    "uts": 0x0400_0000,
+    "ipc": 0x0800_0000,
+    "pid": 0x2000_0000,
+    "network": 0x4000_0000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is executed, and as whom. ``limits`` are (number of the resource, soft, hard); ``capabilities`` a set as of capset(2)."""
+
+    argv: Sequence[str]
+    env: Sequence[str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: Sequence[int]
+    capabilities: int
+    limits: Collection[tuple[int, int, int]] = ()
+    no_new_privileges: bool = False
+    oom_score_adj: int | None = None
+    filter: bytes = b""  # as of seccomp(2): instructions of 8 bytes
+    filter_flags: int = 0
+
+
+def program() -> int:
+    """An fd of the program as a sealed file in memory: a container that sees the process must not be able to change what the host runs."""
+    fd = _in_memory("enter", PROGRAM.read_bytes())
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return fd
+
+
+def order(command: Command, *, init: int, namespaces: int, groups: tuple[str, list[str]], faults: int, terminal: int = -1) -> int:
+    """The fd of the program's argument. ``init`` is a pidfd, ``groups`` as of `groups_of`; of ``faults`` and ``terminal`` see ``enter.c``."""
+    tree, tasks = groups
+    limits = [number for limit in command.limits for number in limit]
+    words = [
+        *(faults, init, "" if command.oom_score_adj is None else command.oom_score_adj, namespaces, tree, *_list(tasks), terminal),
+        *(command.uid, command.gid, *_list(command.groups), command.capabilities, *_list(limits), command.cwd),
+        *(int(command.no_new_privileges), *_list(command.argv), *_list(command.env), command.filter_flags),
+    ]
+    return _in_memory("order", b"".join(os.fsencode(str(word)) + b"\0" for word in words) + command.filter)
+
+
+def groups_of(pid: int) -> tuple[str, list[str]]:
+    """The groups of a process: the directory of that in the v2 tree, or nothing, and the ``tasks`` files of those under v1."""
+    mounted = cgroups.trees()
+    tree, tasks = "", []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        root = mounted.v1.get(names.split(",")[0]) if names else mounted.v2
+        if root is None:
+            continue
+        group = str(root / path.lstrip("/"))
+        if names:
+            tasks.append(f"{group}/tasks")
+        else:
+            tree = group
+    return tree, tasks
+
+
+def _list(items: Collection[object]) -> list[object]:
+    return [len(items), *items]
+
+
+def _in_memory(name: str, data: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(fd, "wb", closefd=False) as file:
+        file.write(data)
+    return fd
