@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import stat
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,20 @@ async def test_a_pulled_image_is_listed_found_and_removed(store: ImageStore, ser
     assert not pulled.layers[0].exists()
     with pytest.raises(NotFound):
         store.get(reference)
+
+
+async def test_no_config_outlives_its_manifests(store: ImageStore, server: registry.Registry) -> None:
+    await pull(store, server.push(image([BASE], config={"Cmd": ["first"]}), "moved", "1"))
+    moved = server.push(image([BASE], config={"Cmd": ["second"]}), "moved", "1")
+    await pull(store, moved, PullPolicy.ALWAYS)
+    kept = image([BASE], config={"Cmd": ["kept"]})
+    await pull(store, server.push(kept, "kept", "1"))
+    await store.remove(moved)
+    with closing(sqlite3.connect(store.cache_path)) as db:
+        configs = [key for (key,) in db.execute("SELECT digest FROM blobs WHERE digest LIKE 'sha256:%'")]
+    assert configs == [json.loads(kept.manifest)["config"]["digest"]]
+    with pytest.raises(NotFound, match="does not have the image"):
+        await store.remove(moved)
 
 
 async def test_the_blob_cache_answers_the_probe(store: ImageStore, server: registry.Registry) -> None:

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +31,7 @@ CREATE INDEX IF NOT EXISTS idx_blobs_last_accessed ON blobs(last_accessed);
 """
 _PUT = "INSERT OR REPLACE INTO blobs (digest, data, size_bytes, created_at, last_accessed) VALUES (?, ?, ?, ?, ?)"
 _COPY = "INSERT OR REPLACE INTO blobs SELECT ?, data, size_bytes, created_at, last_accessed FROM blobs WHERE digest = ?"
+_DELETE = "DELETE FROM blobs WHERE digest = ?"
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CURES = {
     sqlite3.SQLITE_CANTOPEN: "see that the state directory can be written to",
@@ -93,11 +94,21 @@ class ImageCache:
         with self._transaction(write=True) as db:
             db.executemany(_COPY, keys)
 
-    def remove_image(self, reference: str, blobs: Iterable[str]) -> None:
-        """Also ``blobs``, digests that no other image needs."""
-        keys = [f"{MANIFEST}{reference}", f"{MANIFEST_DIGEST}{reference}", *blobs]
+    def remove_image(self, reference: str, config_of: Callable[[bytes], str]) -> bool:
+        """Whether there was one. With it go the configs that no manifest names; ``config_of`` tells the digest that one names.
+
+        All in one transaction: another process may record an image with the same config at any moment.
+        """
         with self._transaction(write=True) as db:
-            db.executemany("DELETE FROM blobs WHERE digest = ?", [(key,) for key in keys])
+            gone = db.executemany(_DELETE, [(f"{MANIFEST}{reference}",), (f"{MANIFEST_DIGEST}{reference}",)]).rowcount
+            named, configs = set[str](), list[str]()
+            for key, data in db.execute("SELECT digest, data FROM blobs WHERE typeof(digest) = 'text' AND typeof(data) = 'blob'"):
+                if key.startswith("sha256:"):
+                    configs.append(key)
+                elif key.startswith(MANIFEST) and not key.startswith(MANIFEST_DIGEST):
+                    named.add(config_of(data))
+            db.executemany(_DELETE, [(key,) for key in configs if key not in named])
+        return gone > 0
 
     def close(self) -> None:
         with self._lock:

@@ -167,7 +167,8 @@ class ImageStore:
         """Forgets an image, and deletes what only it needed; layers that are mounted stay until the next `prune`."""
         reference = fastpath.canonical(image)
         self._open()
-        await asyncio.to_thread(self._remove, reference)
+        if not await asyncio.to_thread(self._cache.remove_image, reference, _config_digest):
+            raise NotFound(reference, "this node does not have the image", hint="see `zlayer-driver images`")
         await self.prune()
 
     async def prune(self, *, min_age_s: float = 0.0) -> Pruned:
@@ -255,25 +256,11 @@ class ImageStore:
         for image in tuple(self._images()):
             if image.layers and mounted.issuperset(image.layers):
                 self._cache.touch(image.reference)  # its idle time starts when it is last seen in use
-            elif image.reference not in keep and self._cache.idle(image.reference, idle_s):
-                self._remove(image.reference)
+                continue
+            unused = image.reference not in keep and self._cache.idle(image.reference, idle_s)
+            if unused and self._cache.remove_image(image.reference, _config_digest):
                 gone.append(image.reference)
         return tuple(gone)
-
-    def _remove(self, reference: str) -> None:
-        raw = self._cache.get(f"{MANIFEST}{reference}")
-        if raw is None:
-            raise NotFound(reference, "this node does not have the image", hint="see `zlayer-driver images`")
-        others = {self._config_digest(other) for other in self._cache.references() if other != reference}
-        self._cache.remove_image(reference, {self._config_digest(reference)} - others - {""})
-
-    def _config_digest(self, reference: str) -> str:
-        """Of a recorded manifest; empty if it cannot be read."""
-        try:
-            manifest = parse_manifest(self._cache.get(f"{MANIFEST}{reference}") or b"")
-        except Malformed:
-            return ""
-        return manifest.config.digest if isinstance(manifest, Manifest) else ""
 
     async def _join(self, key: _Key, work: Callable[[Report], Awaitable[None]], report: Report | None) -> None:
         """Waits for the pull of ``key``, which is started if there is none. It ends early only if all its waiters are cancelled."""
@@ -307,6 +294,15 @@ class ImageStore:
             self._settle_soon()
         finally:
             del self._flights[key]
+
+
+def _config_digest(manifest: bytes) -> str:
+    """Of a recorded manifest; empty if it cannot be read."""
+    try:
+        read = parse_manifest(manifest)
+    except Malformed:
+        return ""
+    return read.config.digest if isinstance(read, Manifest) else ""
 
 
 @contextmanager
