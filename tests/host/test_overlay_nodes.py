@@ -8,6 +8,8 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,16 @@ async def test_peers_join_and_leave_without_a_packet_of_the_others_lost(made: La
         await introduce([one, two, late])
         assert not await reaches(one, three, wait_s=1)
         await introduce([one, two])
+
+
+async def test_a_peer_that_is_set_otherwise_keeps_no_node_from_the_others(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
+    one, two, three = nodes
+    peers = [node.overlay.plan.as_peer(node.public_key) for node in (two, three)]
+    await one.overlay.set_peers([replace(peers[1], endpoint=ip_address("2001:db8::1")), peers[0]])
+    assert len(await reaches(one, two)) == 2
+    assert "the overlay is without peer n3: its endpoint 2001:db8::1 is of another family" in caplog.text
+    rows = await look(lambda seen: list(seen.peers()), one.host.state_dir, netns_path=str(one.host.namespace))
+    assert [(row["peer"], row["state"]) for row in rows] == [("n2", "ok")]
 
 
 async def test_a_node_that_crashed_and_came_back_is_reached_again(made: Lab, nodes: list[Node]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from zlayer_driver.config import OverlayBlock, PluginConfig, Transport, parse
 from zlayer_driver.errors import ConfigError, NetworkError
 from zlayer_driver.overlay import keys
-from zlayer_driver.overlay.plan import Plan, Subnets, container_mac
+from zlayer_driver.overlay.plan import Peer, Plan, Subnets, container_mac
 
 BLOCK: dict[str, Any] = {
     "name": "a",
@@ -81,6 +82,26 @@ def test_the_mtu_is_the_underlays_less_the_transports_headers(changes: dict[str,
     assert plan(**changes).inner_mtu(1500) == mtu
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, ""),
+        ({"endpoint": ip_address("2001:db8::2")}, "endpoint 2001:db8::2 is of another family"),
+        ({"public_key": ""}, "no WireGuard key"),
+        ({"public_key": "A" * 40}, "no WireGuard key"),
+        ({"subnets": Subnets.of("10.88.1.0/24", None)}, "10.88.1.0/24 is this node's"),
+        ({"subnets": Subnets.of("10.0.0.0/8", None)}, "10.0.0.0/8 is this node's"),
+        ({"subnets": Subnets.of("10.99.2.0/24", None)}, "10.99.2.0/24 is this node's, or not of the overlay 10.88.0.0/16"),
+        ({"subnets": Subnets.of("10.88.2.0/24", "fd99::/64")}, "fd99::/64 is this node's, or not of the overlay fd88::/48"),
+    ],
+)
+def test_a_peer_that_is_set_otherwise_is_told(changes: dict[str, Any], fault: str) -> None:
+    peer = Peer("b", ip_address("192.0.2.2"), 51820, Subnets.of("10.88.2.0/24", "fd88:0:0:2::/64"), "A" * 43 + "=")
+    told = plan(transport="wireguard", peer=[]).fault_of(replace(peer, **changes))
+    assert fault in told
+    assert bool(told) == bool(fault)
+
+
 def test_an_underlay_that_is_too_small_is_refused() -> None:
     with pytest.raises(NetworkError, match="too small"):
         plan().inner_mtu(1300)
@@ -115,7 +136,7 @@ def test_what_is_no_key_is_refused_without_being_shown(tmp_path: Path, key: str)
     path = tmp_path / "node"
     path.write_text(key)
     path.chmod(0o600)
-    with pytest.raises(NetworkError, match=f"the key in {path} is not 32 bytes") as caught:
+    with pytest.raises(NetworkError, match=f"what is in {path} is no key") as caught:
         keys.load(path)
     assert not key or key not in str(caught.value)
 

@@ -111,9 +111,9 @@ class Fabric:
         """Makes these the peers: adds what is missing, removes what is no longer wanted, and leaves the rest alone."""
         if self._tunnel:
             self._tunnel.set_peers(peers)
-        self._change_routes(peers)
-        if not self._tunnel:
+        else:
             self._change_ways(peers)
+        self._change_routes(peers)
 
     def _change_routes(self, peers: Sequence[Peer]) -> None:
         wanted = {

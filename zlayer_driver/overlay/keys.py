@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +30,9 @@ def load(path: Path) -> KeyPair:
         private = _make(path)
     if path.stat().st_mode & 0o077:
         raise NetworkError(f"others may read the key file {path}", hint="delete it, or set its mode to 0600")
-    return KeyPair(private, _public(raw(private, f"the key in {path}")))
+    if key := raw(private):
+        return KeyPair(private, _public(key))
+    raise NetworkError(f"what is in {path} is no key of 32 bytes in base64", hint="delete it, and a new one is made")
 
 
 def _make(path: Path) -> str:
@@ -60,12 +61,10 @@ def _public(private: bytes) -> str:
     return base64.b64encode(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()).decode()
 
 
-def raw(key: str, what: str) -> bytes:
-    """The 32 bytes of a key in base64; the error says of which, and does not show it."""
+def raw(key: str) -> bytes:
+    """The 32 bytes of a key in base64; empty for a text that is none."""
     try:
         found = base64.b64decode(key, validate=True)
-    except (binascii.Error, ValueError):
-        found = b""
-    if len(found) != _KEY_BYTES:
-        raise NetworkError(f"{what} is not 32 bytes in base64")
-    return found
+    except ValueError:
+        return b""
+    return found if len(found) == _KEY_BYTES else b""

@@ -57,10 +57,15 @@ class Core:
             self.close = stack.pop_all().close
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
-        """Makes these the peers, and tells who looks from outside."""
-        self.fabric.set_peers(peers)
+        """Makes these the peers, and tells who looks from outside. One that does not fit must not keep the node from the others."""
+        faults = {peer: self.plan.fault_of(peer) for peer in peers}
+        for peer, fault in faults.items():
+            if fault:
+                _log.warning("the overlay is without peer %s: %s", peer.name, fault)
+        fitting = tuple(peer for peer, fault in faults.items() if not fault)
+        self.fabric.set_peers(fitting)
         draft = self._plan_path.with_suffix(".new")
-        draft.write_text(replace(self.plan, peers=tuple(peers)).dumps())
+        draft.write_text(replace(self.plan, peers=fitting).dumps())
         draft.replace(self._plan_path)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from zlayer_driver.config import OverlayBlock, OverlayPeerBlock, Transport, parse
 from zlayer_driver.errors import NetworkError
+from zlayer_driver.overlay import keys
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -132,6 +133,17 @@ class Plan:
     def as_peer(self, public_key: str) -> Peer:
         """The node, as the others see it."""
         return Peer(self.name, self.endpoint, self.port, self.subnets, public_key)
+
+    def fault_of(self, peer: Peer) -> str:
+        """Why this node cannot reach one whose settings come from elsewhere; empty if nothing speaks against it."""
+        if peer.endpoint.version != self.endpoint.version:
+            return f"its endpoint {peer.endpoint} is of another family than {self.endpoint}"
+        if self.transport is Transport.WIREGUARD and not keys.raw(peer.public_key):
+            return "it has no WireGuard key"
+        for subnet, own, whole in zip(peer.subnets.each(), self.subnets.each(), self.network.each(), strict=False):
+            if subnet.overlaps(own) or subnet.prefixlen < whole.prefixlen or not subnet.overlaps(whole):
+                return f"its subnet {subnet} is this node's, or not of the overlay {whole}"
+        return ""
 
     def dumps(self) -> str:
         """The plan as the JSON of an `OverlayBlock`."""

@@ -75,7 +75,6 @@ class WireGuard:
 
 
 def _settings(peer: Peer) -> PeerChange:
-    keys.raw(peer.public_key, f"the public key of {peer.name!r}")  # the device would not say whose is none
     allowed = tuple(str(subnet) for subnet in peer.subnets.each())
     return PeerChange(peer.public_key, allowed, (str(peer.endpoint), peer.port), KEEPALIVE_S)
 
