@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Versus
+from benchmarks.report import machine
 from zlayer_driver.choice import NodeShape, Request, choose
 from zlayer_driver.fastpath import canonical
 from zlayer_driver.model import OS, ImageFacts, Platform, Target
@@ -130,7 +131,7 @@ def fleet(nodes: int) -> Fleet:
     return Fleet([node(number) for number in range(nodes)])
 
 
-def simulated(batch: Path, nodes: int, report: Callable[[int, float], None]) -> float:
+def simulated(batch: Path, nodes: int, report: Callable[[int, float], None] = lambda _done, _spent: None) -> float:
     """Processor seconds for a whole batch over a fleet, both made outside of them; ``report`` hears of each chunk's end."""
     spread = FleetBatch(fleet(nodes), lambda _image: ImageFacts())
     began, done = time.process_time(), 0
@@ -149,7 +150,7 @@ def simulation(directory: Path, jobs: int, plot: Path | None) -> None:
     whole = simulated(batch, 10_000, lambda done, spent: by_jobs.append((done, spent)))
     print(f"10,000 nodes x {jobs:,} jobs: {whole:.1f} s")
     write_batch(batch, BLOCK)
-    by_nodes = [(nodes, simulated(batch, nodes, lambda _done, _spent: None)) for nodes in (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)]
+    by_nodes = [(nodes, simulated(batch, nodes)) for nodes in (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)]
     for nodes, spent in by_nodes:
         print(f"{nodes:>6,} nodes x {BLOCK:,} jobs: {spent:.2f} s")
     if plot is not None:
@@ -170,6 +171,7 @@ def draw(path: Path, by_jobs: list[tuple[int, float]], by_nodes: list[tuple[int,
     right.set(xlabel=f"nodes, {BLOCK:,} jobs", ylabel="microseconds a job", title="nearly flat in nodes", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    figure.suptitle(f"one core of {machine()['cpu']}, Python {machine()['python']}", fontsize="small")
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -192,6 +194,14 @@ def test_two_threads_beside_one(versus: Versus, tmp_path: Path) -> None:
     batch = tmp_path / "batch.ndjson"
     write_batch(batch, 30 * BLOCK)
     versus(lambda: in_process(batch, 2), lambda: in_process(batch, 1), against="one thread", limit=1 / 1.7, rounds=5)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("nodes", [1000, 10_000, 100_000])
+def test_a_fleet_beside_a_hundred_nodes(versus: Versus, tmp_path: Path, nodes: int) -> None:
+    batch = tmp_path / "batch.ndjson"
+    write_batch(batch, BLOCK // 10)
+    versus(lambda: simulated(batch, nodes), lambda: simulated(batch, 100), against="100 nodes", rounds=3)
 
 
 def main() -> None:

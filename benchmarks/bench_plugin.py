@@ -1,4 +1,4 @@
-"""The plugin as Nomad meets it: launch to handshake line, StartTask through gRPC, exec, and what an idle task costs.
+"""The plugin as Nomad meets it: launch to handshake line, StartTask through gRPC, and exec.
 
 StartTask is compared with a bare ``runc create`` and ``runc start`` of the very bundle that it made, but for the control group: each has its own.
 """
