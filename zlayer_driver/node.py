@@ -137,7 +137,7 @@ class Node:
         """What placement goes by: as many references, by name, as fit into what a node should cost the servers."""
         try:
             records = await self.composite.list_images()
-        except DriverError:  # what ails the store is told where it is used
+        except (DriverError, OSError):  # what ails the store is told where it is used
             return ""
         names = sorted(record.reference for record in records)
         text = ",".join([*names, ""])[:_MOST_IMAGES_BYTES]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zlayer_driver.backends.fake import FakeBackend
+from zlayer_driver.backends.stored_images import StoredImages
 from zlayer_driver.composite import Composite
 from zlayer_driver.config import PluginConfig
 from zlayer_driver.model import IMAGES_ATTRIBUTE, OS, Fingerprint, Health, ImageFacts, PullPolicy, Target
@@ -33,6 +34,13 @@ async def test_a_backend_that_cannot_be_probed_is_unhealthy(node: Node) -> None:
     found = (await node.probe())[Target.DELEGATE]
     assert (await node.fingerprint()).health is Health.HEALTHY
     assert (found.health, found.description) == (Health.UNHEALTHY, "cannot be probed: /dev/kvm: Permission denied")
+
+
+async def test_a_store_that_cannot_be_made_does_not_silence_the_node(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "images").touch()
+    node.backends[Target.PRIMARY].list_images = StoredImages(node.store).list_images  # type: ignore[attr-defined]  # the fake has it
+    told = await node.fingerprint()
+    assert (told.health, told.attributes[IMAGES_ATTRIBUTE]) == (Health.HEALTHY, "")
 
 
 async def test_images_are_told_as_placement_reads_them(node: Node) -> None:

@@ -1,1 +1,1 @@
-"""Images: registry client, store, unpacking, local facts."""
+"""Images: registry client, store, unpacking."""
