@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from zlayer_driver.guest.frames import EXIT, WINDOW, Kind
+from zlayer_driver.guest.frames import EXIT, WINDOW, Frame, Kind, Parser, pack
 
 pytestmark = pytest.mark.needs("linux", "setpriv")
 
@@ -69,6 +70,20 @@ class Vm:
         with suppress(FileNotFoundError):
             return (self.bundle / "lost").read_text()
         return ""
+
+    def ask(self, request: bytes) -> list[Frame]:
+        """The answers, to the last."""
+        found: list[Frame] = []
+        directory = os.open(self.bundle, os.O_PATH)
+        parser = Parser()
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_DEADLINE_MS / 1000)
+            connection.connect(f"/proc/self/fd/{directory}/agent.sock")  # whose own path may be too long for an address
+            os.close(directory)
+            connection.sendall(request)
+            while (not found or found[-1].kind not in (Kind.DONE, Kind.EXIT)) and (data := connection.recv(1 << 16)):
+                found += parser.feed(data)
+        return found
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -151,6 +166,15 @@ def test_frames_for_nobody_are_passed_over_and_output_is_whole(guest: Callable[.
     assert vm.ended() == ""
     assert (vm.bundle / "out").read_bytes() == b"last words"
     assert (vm.bundle / "oom").exists()
+
+
+def test_number_of_a_channel_is_free_again_after_the_guests_last_word(guest: Callable[..., Vm]) -> None:
+    script = "last = {Kind.CHANGE: Kind.DONE, Kind.START: Kind.EXIT}\nwhile True:\n frame = hear()\n if frame.kind in last:\n"
+    script += "  tell(Kind.STDOUT, str(frame.channel).encode(), channel=frame.channel); tell(last[frame.kind], channel=frame.channel)"
+    vm = guest(_BOOT + script)
+    assert vm.create() == 0
+    for kind in (Kind.CHANGE, Kind.START, Kind.CHANGE):
+        assert [frame.payload for frame in vm.ask(pack(kind, b"x"))] == [b"1", b""]
 
 
 def test_emulator_killed_from_outside_takes_the_monitor_with_it(guest: Callable[..., Vm]) -> None:

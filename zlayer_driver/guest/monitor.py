@@ -97,6 +97,7 @@ class Monitor:
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._heard = asyncio.Event()
         self._clients: dict[int, asyncio.StreamWriter | None] = {}
+        self._changes: set[int] = set()  # channels on which no process runs: DONE is the guest's last word there
         self._runner: asyncio.StreamWriter | None = None
         self._console = bytearray()
         self._booted = False
@@ -259,8 +260,9 @@ class Monitor:
 
     def _hand_out(self, frame: Frame) -> None:
         writer = self._clients.get(frame.channel)
-        if frame.kind in (Kind.EXIT, Kind.FAILED, Kind.PONG):
+        if frame.kind in (Kind.EXIT, Kind.FAILED, Kind.PONG) or (frame.kind is Kind.DONE and frame.channel in self._changes):
             self._clients.pop(frame.channel, None)
+            self._changes.discard(frame.channel)
         if writer is not None:
             writer.write(pack(frame.kind, frame.payload))
 
@@ -273,6 +275,8 @@ class Monitor:
                         self._run(writer)
                     elif not channel:
                         channel = self._open(writer)
+                        if frame.kind is Kind.CHANGE:
+                            self._changes.add(channel)
                         self._send(frame.kind, frame.payload, channel=channel)
                     elif self._clients.get(channel) is writer:
                         self._send(frame.kind, frame.payload, channel=channel)
