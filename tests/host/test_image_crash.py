@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import random
 import signal
 import subprocess
@@ -184,6 +185,24 @@ async def test_a_full_disk_is_a_clear_error_and_harms_nothing(layout: Path, tmp_
         await store.close()
     finally:
         await run("umount", disk)
+
+
+@pytest.mark.needs("mount")
+async def test_an_archive_is_unpacked_where_there_is_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tmp_path / "app.tar.gz"
+    packed.write_bytes(gzip.compress(bytes(4 << 20)))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setenv("TMPDIR", str(disk))
+    store = ImageStore(tmp_path / "images")
+    await run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk)
+    try:
+        with pytest.raises(PullFailed, match="No space left on device: make room") as failure:
+            await store.import_archive(f"oci-archive:{packed}")
+        assert failure.value.recoverable
+    finally:
+        await run("umount", disk)
+        await store.close()
 
 
 def test_launch_does_not_pay_for_what_pulls_need() -> None:

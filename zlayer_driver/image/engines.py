@@ -7,13 +7,13 @@ API: https://docs.docker.com/reference/api/engine/version/v1.41/ (``ImageGet``).
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from zlayer_driver.errors import ConfigError, PullFailed
 from zlayer_driver.image.bodies import STALL_S, Transient, pieces_from
+from zlayer_driver.image.files import spool
 from zlayer_driver.image.values import Limits, Malformed
 from zlayer_driver.waiting import in_thread
 
@@ -55,7 +55,7 @@ async def _spooled(answer: httpx2.Response, image: str, limits: Limits) -> int:
             said = (await anext(pieces, b""))[:500].decode(errors="replace").strip()
             raise PullFailed(image, f"the engine answers {answer.status_code}: {said}", hint="check the image's name")
         size = 0
-        with tempfile.TemporaryFile() as out:
+        with spool() as out:
             async for piece in pieces:
                 size += len(piece)
                 if size > limits.layer_bytes:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from zlayer_driver.image.stream import inflated
 from zlayer_driver.image.tar import BLOCK, Kind, Reader, Source
@@ -81,6 +81,12 @@ def inside(fd: int, root: Path | None) -> int:
         os.close(fd)
         raise Malformed("it lies outside the allocation")
     return fd
+
+
+def spool() -> IO[bytes]:
+    """A nameless file that may grow large: in TMPDIR, else in /var/tmp, for /tmp is often memory."""
+    kept = "/var/tmp"  # noqa: S108  # nobody can guess a name that there is not
+    return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or (kept if Path(kept).is_dir() else None))
 
 
 class OneFile:
@@ -154,7 +160,7 @@ class TarFile:
         compression = whole.compression()
         if not compression:
             return
-        with tempfile.TemporaryFile() as out:
+        with spool() as out:
             for piece in inflated(whole.pieces(), compression, limits):
                 out.write(piece)
             out.flush()

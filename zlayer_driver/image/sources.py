@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zlayer_driver import fastpath
-from zlayer_driver.errors import ConfigError, InvalidReference, PullFailed
+from zlayer_driver.errors import ConfigError, InvalidReference
 from zlayer_driver.image.engines import ENGINES, saved
 from zlayer_driver.image.files import Directory, Extent, Files, OneFile, TarFile, inside, open_regular
 from zlayer_driver.image.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, host_arch, parse_config, parse_manifest
 from zlayer_driver.image.stream import digest_of, inflated
-from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed, Source
+from zlayer_driver.image.values import Descriptor, Index, Limits, Malformed, Source, translated
 from zlayer_driver.waiting import in_thread
 
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -63,14 +63,9 @@ async def open_source(text: str, limits: Limits, root: Path | None = None) -> As
     kind, _, rest = text.partition(":")
     if not is_local(text) or not rest:
         raise ConfigError(f"{text!r} names no image source", hint=f"use one of {', '.join(f'{known}:PATH' for known in _KINDS)}")
-    try:
-        with ExitStack() as stack:
-            opening = _of_engine(await saved(kind, rest, limits), rest, limits) if kind in ENGINES else _of_files(kind, rest, limits, root)
-            yield await in_thread(stack.enter_context, opening)
-    except Malformed as error:
-        raise PullFailed(text, str(error)) from error
-    except OSError as error:
-        raise PullFailed(text, f"{error.strerror or error}") from error
+    with translated(text), ExitStack() as stack:
+        opening = _of_engine(await saved(kind, rest, limits), rest, limits) if kind in ENGINES else _of_files(kind, rest, limits, root)
+        yield await in_thread(stack.enter_context, opening)
 
 
 @contextmanager

@@ -7,16 +7,15 @@ what a dead process left is collected when the store is next opened (see `layers
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from zlayer_driver import fastpath
-from zlayer_driver.errors import ConfigError, NotFound, PullFailed
+from zlayer_driver.errors import ConfigError, NotFound
 from zlayer_driver.host.mounts import Overlay
 from zlayer_driver.image.cache import MANIFEST, ImageCache
 from zlayer_driver.image.layers import LayerStore
@@ -26,7 +25,7 @@ from zlayer_driver.image.pull import Puller, Wanted
 from zlayer_driver.image.registry import Client
 from zlayer_driver.image.sources import open_source
 from zlayer_driver.image.stream import digest_of
-from zlayer_driver.image.values import Image, Limits, Malformed, Manifest, Source
+from zlayer_driver.image.values import Image, Limits, Malformed, Manifest, Source, translated
 from zlayer_driver.model import Auth, ImageRecord, PullPolicy, PullProgress, PullSource, Report
 from zlayer_driver.readings import Pruned
 from zlayer_driver.waiting import in_thread
@@ -105,8 +104,7 @@ class ImageStore:
         """An image that a task brings, from inside ``root``. Content names it: a name of the task's choice could be another image's."""
         await self._sweep()
         async with open_source(source, self._limits, root) as local:
-            with _translated(source):
-                manifest, _ = await local.root(self._limits)
+            manifest, _ = await local.root(self._limits)
             return await self._import(local, f"{_OF_TASKS}@{digest_of(manifest)}", source, report)
 
     async def _import(self, local: Source, reference: str, source: str, report: Report | None) -> Image:
@@ -289,7 +287,7 @@ class ImageStore:
                 report(progress)
 
         try:
-            with _translated(key[0]):
+            with translated(key[0]):
                 await work(tell)
             self._settle_soon()
         finally:
@@ -303,16 +301,3 @@ def _config_digest(manifest: bytes) -> str:
     except Malformed:
         return ""
     return read.config.digest if isinstance(read, Manifest) else ""
-
-
-@contextmanager
-def _translated(image: str) -> Iterator[None]:
-    """What goes wrong with content or disk, as `PullFailed`."""
-    try:
-        yield
-    except Malformed as error:
-        raise PullFailed(image, str(error)) from error
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = "make room in the state directory" if full else ""
-        raise PullFailed(image, f"{error.strerror or error}", hint=hint, recoverable=full) from error

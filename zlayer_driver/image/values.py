@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from zlayer_driver.errors import PullFailed
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -14,11 +18,24 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
 class Malformed(ValueError):
-    """Content that no image may have. `ImageStore` turns it into `PullFailed`, which names the image."""
+    """Content that no image may have; see `translated`."""
 
 
 class LowerNeeded(Malformed):
     """A layer that can be unpacked only with the layers below it in view, if at all."""
+
+
+@contextmanager
+def translated(image: str) -> Iterator[None]:
+    """What goes wrong with content or disk, as `PullFailed`."""
+    try:
+        yield
+    except Malformed as error:
+        raise PullFailed(image, str(error)) from error
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "make room in the state directory, and in TMPDIR for archives" if full else ""
+        raise PullFailed(image, f"{error.strerror or error}", hint=hint, recoverable=full) from error
 
 
 def check_digest(text: object) -> str:
