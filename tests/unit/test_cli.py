@@ -36,10 +36,11 @@ def test_without_arguments_it_says_what_it_is(runner: CliRunner, tmp_path: Path)
 
 
 def test_every_command_for_people_says_how_it_is_used_and_takes_json(runner: CliRunner, tmp_path: Path) -> None:
+    context = click.Context(cli)
     lines = [
         (name, *below)
-        for name, found in cli.commands.items()
-        if not found.hidden
+        for name in cli.list_commands(context)
+        if (found := cli.get_command(context, name)) and not found.hidden
         for below in ([(inner,) for inner in found.commands] if isinstance(found, click.Group) else [()])
     ]
     for line in lines:

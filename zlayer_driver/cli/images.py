@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from zlayer_driver import fastpath
+from zlayer_driver.choice import Request
 from zlayer_driver.cli.nodes import on_node
 from zlayer_driver.cli.output import command, pull_report, show_record, show_rows
 from zlayer_driver.config import PluginConfig
@@ -150,4 +151,23 @@ def umount(config: PluginConfig, directory: Path, as_json: bool) -> None:
     show_record(on_node(config, work), as_json=as_json)
 
 
-COMMANDS = (pull, images, tag, rmi, prune, mount, umount)
+@click.command()
+@click.argument("image")
+@click.pass_obj
+@command
+def inspect(config: PluginConfig, image: str, as_json: bool) -> None:
+    """Say what this node's blob caches know of IMAGE, and where it would run. Never asks a registry."""
+
+    async def work(node: Node) -> dict[str, Any]:
+        fastpath.parse(image)  # so that a text that is no reference is said to be none
+        canonical = fastpath.canonical(image)
+        facts = node.image_facts(canonical)
+        record: dict[str, Any] = {"image": canonical, "os": facts.os, "marker": facts.marker, "isolation": facts.isolation}
+        try:
+            choice = node.composite.decide(Request(service=image, image=canonical), facts)
+            record |= {"target": choice.target, "rule": choice.rule}
+        except DriverError as error:
+            record |= {"target": None, "error": str(error)}
+        return record
+
+    show_record(on_node(config, work), as_json=as_json)
