@@ -84,11 +84,14 @@ class Node:
     async def sweep(self, *, orphans_after_s: float | None = None) -> None:
         """Finishes what a killed predecessor left half made or half removed. From then on, images that idle for too long are removed.
 
-        With ``orphans_after_s``, containers that nobody has are removed too: see `CanSweep`.
+        With ``orphans_after_s``, containers that nobody has are removed too: see `CanSweep`. A backend in trouble is left for another time.
         """
-        for backend in self.backends.values():
+        for target, backend in self.backends.items():
             if isinstance(backend, CanSweep):
-                await backend.sweep(orphans_after_s=orphans_after_s)
+                try:
+                    await backend.sweep(orphans_after_s=orphans_after_s)
+                except (DriverError, OSError) as error:
+                    _log.warning("what an earlier driver left on target %s cannot be looked for: %s", target, error)
         if self.config.image_gc_delay and self._collector is None:
             self._collector = asyncio.create_task(self._collect_images(self.config.image_gc_delay))
 

@@ -11,6 +11,7 @@ from zlayer_driver.backends.fake import FakeBackend
 from zlayer_driver.backends.stored_images import StoredImages
 from zlayer_driver.composite import Composite
 from zlayer_driver.config import PluginConfig
+from zlayer_driver.errors import CacheBusy
 from zlayer_driver.model import IMAGES_ATTRIBUTE, OS, Fingerprint, Health, ImageFacts, PullPolicy, Target
 from zlayer_driver.node import Node
 from zlayer_driver.nomad.fleet import parse_node
@@ -19,6 +20,9 @@ from zlayer_driver.nomad.fleet import parse_node
 class IllBackend(FakeBackend):
     async def probe(self) -> Fingerprint:
         raise PermissionError(13, "Permission denied", "/dev/kvm")
+
+    async def sweep(self, *, orphans_after_s: float | None = None) -> None:
+        raise CacheBusy("/cache", f"somebody writes to it for {orphans_after_s} s")
 
 
 @pytest.fixture
@@ -34,6 +38,11 @@ async def test_a_backend_that_cannot_be_probed_is_unhealthy(node: Node) -> None:
     found = (await node.probe())[Target.DELEGATE]
     assert (await node.fingerprint()).health is Health.HEALTHY
     assert (found.health, found.description) == (Health.UNHEALTHY, "cannot be probed: /dev/kvm: Permission denied")
+
+
+async def test_a_backend_that_cannot_be_swept_does_not_keep_the_node_from_work(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    await node.sweep(orphans_after_s=5)
+    assert "on target delegate cannot be looked for: cannot read blob cache '/cache'" in caplog.text
 
 
 async def test_a_store_that_cannot_be_made_does_not_silence_the_node(node: Node, tmp_path: Path) -> None:
