@@ -91,6 +91,8 @@ async def test_a_peer_that_does_not_answer_in_the_overlay_is_told_from_one_that_
 async def test_a_wireguard_peer_without_a_handshake_is_named(tmp_path: Path) -> None:
     async with lab(tmp_path, Transport.WIREGUARD) as made:
         one, two = await pair(made)
+        shown = await look(Inspector.status, one.state_dir, netns_path=str(one.namespace))
+        assert shown["public_key"] == keys.load(one.state_dir / "wireguard.key").public
         await look(lambda seen: list(seen.check()), two.state_dir, netns_path=str(two.namespace))
         Userspace(two.plan().device).remove()
         Userspace(one.plan().device).configure([PeerChange(keys.load(two.state_dir / "wireguard.key").public, remove=True)])

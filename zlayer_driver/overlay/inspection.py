@@ -14,7 +14,8 @@ from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host import netns, nftables
 from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.netlink import Socket
-from zlayer_driver.overlay import leases
+from zlayer_driver.overlay import keys, leases
+from zlayer_driver.overlay.overlay import KEY_FILE
 from zlayer_driver.overlay.plan import PLAN_FILE, Address, Peer, Plan
 from zlayer_driver.overlay.tunnel import device_of
 
@@ -66,11 +67,12 @@ class Inspector:
 
     def status(self) -> dict[str, object]:
         """The node's part, as one record."""
-        plan, held = self._plan, leases.read(self._state_dir / leases.FILE)
+        plan, held, key = self._plan, leases.read(self._state_dir / leases.FILE), self._state_dir / KEY_FILE
         return {
             "node": plan.name,
             "transport": plan.transport,
             "endpoint": f"{plan.endpoint} port {plan.port}",
+            "public_key": keys.load(key).public if plan.transport is Transport.WIREGUARD and key.exists() else None,
             "network": [str(subnet) for subnet in plan.network.each()],
             "subnets": [str(subnet) for subnet in plan.subnets.each()],
             "bridge": self._seen(plan.bridge),
