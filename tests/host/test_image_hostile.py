@@ -125,6 +125,12 @@ def test_a_link_over_a_directory_takes_the_directory_away(layer: Path, outside: 
     assert made.implied == ((),)
 
 
+def test_what_is_known_of_directories_goes_with_them(layer: Path) -> None:
+    made = apply(layer, member("a/b/c/d/e"), directory("a/b/x", mtime=7), member("a/b"), directory("a/b"), member("a/b/c/e"))
+    assert made.implied == ((), (b"a",), (b"a", b"b", b"c"))
+    assert names(layer) == {"a", "a/b", "a/b/c", "a/b/c/e"}
+
+
 def test_hard_links_to_links_link_the_link(layer: Path, outside: Path) -> None:
     apply(layer, symlink("s", f"{outside}/file"), hard_link("x", "s"), member("x", b"new"))
     assert (layer / "x").read_bytes() == b"new"

@@ -96,8 +96,8 @@ class Tree:
         if info is not None and stat.S_ISDIR(info.st_mode):
             self._close_all_but_root()  # some of them may be about to go
             parent = self._opened(here[:-1])
+            self._forget(here, parent)
             shutil.rmtree(name, dir_fd=parent)
-            self._forget(here)
         elif info is not None:
             os.unlink(name, dir_fd=parent)
         return parent, name
@@ -254,10 +254,12 @@ class Tree:
         if len(at) > self._limits.depth:
             raise Malformed(f"directories are nested more than {self._limits.depth} deep")
 
-    def _forget(self, gone: Parts) -> None:
-        inside = len(gone)
-        self.implied = {parts for parts in self.implied if parts[:inside] != gone}
-        self._times = {parts: time for parts, time in self._times.items() if parts[:inside] != gone}
+    def _forget(self, top: Parts, parent: int) -> None:
+        """Of a directory and those in it. They are looked for where they lie: looking through all that is known would take too long."""
+        for path, *_ in os.fwalk(top[-1], dir_fd=parent):
+            gone = (*top[:-1], *path.split(b"/"))
+            self.implied.discard(gone)
+            self._times.pop(gone, None)
 
     def _close_all_but_root(self) -> None:
         root = self._open.pop(())
