@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +57,7 @@ SPECS = {
 def without_entry() -> Iterator[None]:
     """As on an installation that was built without a C compiler."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oci, "PROGRAM", Path("/nowhere"))
+        patch.setattr(oci, "is_usable", lambda: False)
         yield
 
 
@@ -177,6 +179,24 @@ async def test_the_program_cannot_be_reached_from_the_container(root: Path, imag
     assert [event.exit_code async for event in events] == [137]
     await node.destroy(task)
     assert enter.PROGRAM.read_bytes().startswith(b"\x7fELF")
+
+
+NOEXEC = Path("/proc/sys/vm/memfd_noexec")  # of a pid namespace
+RUN_IT = """
+import subprocess
+from zlayer_driver.host import enter
+if enter.is_usable():
+    fd = enter.program()
+    print(subprocess.run([f"/proc/self/fd/{fd}"], pass_fds=[fd]).returncode)
+"""
+
+
+@pytest.mark.skipif(not NOEXEC.exists(), reason="before Linux 6.3 all memory can be executed")
+@pytest.mark.parametrize(("noexec", "told"), [(0, "125"), (1, "125"), (2, "")])
+def test_where_no_memory_is_executed_the_program_is_not_usable(noexec: int, told: str) -> None:
+    argv = ["unshare", "--pid", "--fork", "sh", "-c", f'echo {noexec} >{NOEXEC} && exec "$@"', "sh", sys.executable, "-c", RUN_IT]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == told
 
 
 async def test_a_filter_that_only_runtimes_can_make_is_left_to_them(root: Path, images: OneImage, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from zlayer_driver.backends.supervised.runtime import last_error
 from zlayer_driver.backends.supervised.usage import sample, samples
 from zlayer_driver.errors import ConfigError, InvalidSpec, Unsupported
 from zlayer_driver.host import cgroups
-from zlayer_driver.host.enter import PROGRAM
+from zlayer_driver.host.enter import is_usable
 from zlayer_driver.host.seccomp_filter import Uncompiled
 from zlayer_driver.model import ExecResult, Fingerprint, Handle, Health, Resources, TaskSpec
 from zlayer_driver.readings import ExecEvent, ExecInput, ExecOptions, Usage, UsageSample
@@ -77,7 +77,7 @@ class OciBackend(Supervised):
         container = self._watched(handle)
         process = process_of(container.bundle, argv, options, tty=tty)
         runtime = self._runtime_of(container.record)
-        if runtime.kind in SHARE_THE_KERNEL and PROGRAM.exists():
+        if runtime.kind in SHARE_THE_KERNEL and is_usable():
             with suppress(Uncompiled):
                 return Entry(container, process)
         asyncio.get_running_loop().run_in_executor(None, cgroups.awaken)

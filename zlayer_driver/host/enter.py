@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from zlayer_driver.host import cgroups
 
 PROGRAM = Path(__file__).with_name("enter")
+_MFD_EXEC = 0x10  # since Linux 6.3, where what is in memory may else not be executable
 
 # <linux/sched.h>, by the names that runtime specs have for them.
 NAMESPACES = {
@@ -41,9 +44,25 @@ class Command:
     filter_flags: int = 0
 
 
+@cache
+def is_usable() -> bool:
+    """Whether the program was built, and the kernel executes what is in memory (sysctl vm.memfd_noexec)."""
+    try:
+        os.close(program())
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
+
+
 def program() -> int:
     """An fd of the program as a sealed file in memory: a container that sees the process must not be able to change what the host runs."""
-    fd = _in_memory("enter", PROGRAM.read_bytes())
+    data = PROGRAM.read_bytes()
+    try:
+        fd = _in_memory("enter", data, _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = _in_memory("enter", data)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
 
@@ -81,8 +100,8 @@ def _list(items: Collection[object]) -> list[object]:
     return [len(items), *items]
 
 
-def _in_memory(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _in_memory(name: str, data: bytes, flags: int = 0) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
     with os.fdopen(fd, "wb", closefd=False) as file:
         file.write(data)
     return fd
