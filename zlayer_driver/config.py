@@ -137,9 +137,12 @@ class Transport(StrEnum):
 
 
 class Block(BaseModel):
-    """A config block: unknown keys are faults, values are frozen, and only text that is meant stays text."""
+    """A config block: unknown keys are faults, values are frozen, and only text that is meant stays text.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    Its validator is built when it is first used: building them all would be a tenth of the start of a process.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, defer_build=True)
 
 
 class AuthBlock(Block):

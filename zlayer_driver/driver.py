@@ -16,7 +16,7 @@ from typing import Protocol
 from zlayer_driver import __version__
 from zlayer_driver.admission import admit
 from zlayer_driver.choice import Request
-from zlayer_driver.config import OverlayBlock, PluginConfig
+from zlayer_driver.config import OverlayBlock, PluginConfig, TaskConfig
 from zlayer_driver.contract import CanStreamExec, CanUpdate, HasImageStore
 from zlayer_driver.cores import SharedCores
 from zlayer_driver.errors import NotFound, TimedOut, Unsupported
@@ -83,6 +83,7 @@ class Driver:
 
     async def init(self) -> None:
         """Assembles the backends and finishes what a killed predecessor left half done. Repeated calls change nothing."""
+        TaskConfig.model_rebuild()  # before a task waits for it
         if self._node is None:
             await self.node.sweep()
         if self._membership is None and self._join is not None and self.config.overlay is not None:

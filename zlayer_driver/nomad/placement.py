@@ -42,7 +42,7 @@ OUTCOMES: Final[dict[tuple[str, str], int]] = {
 class JobLine(Block):
     """One job of a batch."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=False)  # threads parse by it
 
     id: str = Field(min_length=1, max_length=_MAX_ID, description="Name of the job, given back in the answer")
     image: str = Field(min_length=1, max_length=_MAX_IMAGE, description="Image reference")
