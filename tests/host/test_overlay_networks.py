@@ -13,7 +13,7 @@ from zlayer_driver.errors import InvalidSpec, NetworkError
 from zlayer_driver.host import netns
 from zlayer_driver.model import Network
 from zlayer_driver.overlay.networks import Networks
-from zlayer_driver.overlay.plan import INTERFACE
+from zlayer_driver.overlay.plan import INTERFACE, Subnets
 
 pytestmark = pytest.mark.needs("root", "ip", "nsenter", "busybox")
 
@@ -32,6 +32,17 @@ async def test_a_network_is_made_once_and_survives_the_plugin(tmp_path: Path) ->
         await networks.destroy("alloc-1")
         await networks.destroy("alloc-1")
         assert not Path(again.path).exists()
+
+
+async def test_a_network_that_is_asked_for_again_gets_an_address_of_the_nodes_new_share(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        host = made.host(1)
+        first = await Networks(host.overlay()).create("alloc-1", "")
+        await host.close()
+        again = await Networks(host.overlay(subnets=Subnets.of("10.88.7.0/24", "fd88:0:0:7::/64"))).create("alloc-1", "")
+        assert (again.path, again.address, again.created) == (first.path, "10.88.7.2", False)
+        assert ping(Path(again.path), "10.88.7.1")
+        assert first.address not in run(["ip", "addr"], namespace=Path(again.path))
 
 
 async def test_a_network_that_cannot_be_attached_leaves_no_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
