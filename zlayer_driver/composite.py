@@ -289,24 +289,23 @@ class Composite:
     async def list_images(self, on_miss: OnMiss | None = None) -> list[ImageRecord]:
         """The images of all targets, each reference once; the last error if no target answers.
 
-        ``on_miss`` hears of the targets that could have answered, and did not.
+        ``on_miss`` hears of the targets that could have answered, and failed.
         """
         answers, errors = await self._each(CanListImages.list_images)
         if not answers:
             raise list(errors.values())[-1]
-        for target, error in errors.items():
-            if on_miss is not None and not isinstance(error, Unsupported):
-                on_miss(target, error)
+        _tell(errors, on_miss)
         found: dict[str, ImageRecord] = {}
         for record in (record for records in answers for record in records):
             found.setdefault(record.reference, record)
         return list(found.values())
 
-    async def remove_image(self, image: str, *, force: bool) -> None:
-        """Removes it from every target that has it; the first error if none had it."""
+    async def remove_image(self, image: str, *, force: bool, on_miss: OnMiss | None = None) -> None:
+        """Removes it from every target that has it; the first error if none had it. ``on_miss`` as in `list_images`."""
         answers, errors = await self._each(CanRemoveImage.remove_image, image, force=force)
         if not answers:
             raise next(iter(errors.values()))
+        _tell(errors, on_miss)
 
     async def prune(self, method: Callable[[Any], Awaitable[Pruned]]) -> Pruned:
         """What all targets removed. A failure of the primary counts, unless it cannot prune and there are others."""
@@ -375,6 +374,12 @@ class Composite:
 
     def _lock(self, task_id: str) -> asyncio.Lock:
         return self._locks.setdefault(task_id, asyncio.Lock())
+
+
+def _tell(errors: Mapping[Target, DriverError], on_miss: OnMiss | None) -> None:
+    for target, error in errors.items():
+        if on_miss is not None and not isinstance(error, Unsupported | NotFound):
+            on_miss(target, error)
 
 
 def _weightier(told: DriverError, error: DriverError) -> DriverError:

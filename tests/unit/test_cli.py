@@ -107,7 +107,7 @@ def test_images_says_which_target_did_not_answer(runner: CliRunner, tmp_path: Pa
     config.write_text(f'plugin "zlayer-driver" {{\nconfig {{\nprimary = "podman"\nengine_socket = "{tmp_path}/none.sock"\n}}\n}}')
     code, out, err = _invoke(runner, tmp_path, "--config", str(config), "images")
     assert (code, out, err.count("\n")) == (0, "", 1)
-    assert err.startswith("zlayer-driver: without the images of target primary: ")
+    assert err.startswith("zlayer-driver: without target primary: ")
 
 
 def test_a_relative_state_dir_is_under_the_working_directory(runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,6 +269,19 @@ async def test_pull_tells_a_first_and_a_last_step_and_learns_the_facts() -> None
     assert handle.target is Target.VZ
 
 
+async def test_a_target_that_keeps_an_image_is_told_of() -> None:
+    node, image = Node(Target.VZ), "docker.io/library/app:v1"
+    missed: list[tuple[Target, str]] = []
+    await node.composite.pull(image, policy=PullPolicy.IF_NOT_PRESENT, auth=None)
+    await node.composite.create(spec("task", runtime=Isolation.VZ))
+    await node.composite.remove_image(image, force=False, on_miss=lambda target, error: missed.append((target, error.kind)))
+    assert missed == [(Target.VZ, "InvalidSpec")]
+    assert [record.reference for record in await node.composite.list_images()] == [image]
+    await node.composite.destroy("task")
+    await node.composite.remove_image(image, force=False, on_miss=lambda target, error: missed.append((target, error.kind)))
+    assert len(missed) == 1
+
+
 async def test_pull_that_the_primary_cannot_manage() -> None:
     node = Node(Target.VZ)
     with pytest.raises(PullFailed):

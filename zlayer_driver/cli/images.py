@@ -64,17 +64,18 @@ async def _pull(node: Node, source: str, reference: str | None, policy: PullPoli
     return node.store.get(source)
 
 
+def _missed(target: Target, error: DriverError) -> None:
+    click.echo(f"zlayer-driver: without target {target}: {error}", err=True)
+
+
 @click.command()
 @click.pass_obj
 @command
 def images(config: PluginConfig, as_json: bool) -> None:
     """List the images that this node has."""
 
-    def missed(target: Target, error: DriverError) -> None:
-        click.echo(f"zlayer-driver: without the images of target {target}: {error}", err=True)
-
     async def work(node: Node) -> list[dict[str, Any]]:
-        found = await node.composite.list_images(missed)
+        found = await node.composite.list_images(_missed)
         return [{"image": image.reference, "digest": image.digest, "size_bytes": image.size_bytes} for image in found]
 
     show_rows(on_node(config, work), as_json=as_json)
@@ -104,7 +105,7 @@ def rmi(config: PluginConfig, image: Sequence[str], as_json: bool) -> None:
 
     async def work(node: Node) -> list[dict[str, Any]]:
         for name in image:
-            await node.composite.remove_image(fastpath.canonical(name), force=False)
+            await node.composite.remove_image(fastpath.canonical(name), force=False, on_miss=_missed)
         return [{"removed": fastpath.canonical(name)} for name in image]
 
     show_rows(on_node(config, work), as_json=as_json)
