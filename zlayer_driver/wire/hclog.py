@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 _LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error", logging.CRITICAL: "error"}
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # The agent reads at most 64 KiB as one line; what is longer would come out as broken text.
-_MAX_TEXT = 8192
+_MAX_TEXT = 4096  # characters of a pair, of which no line has more than three long ones
 
 
 class Handler(logging.Handler):
@@ -40,7 +40,7 @@ def line(record: logging.LogRecord) -> bytes:
     pairs |= {key: _cut(str(value)) for key, value in vars(record).items() if key not in _ORDINARY}
     if record.exc_info:
         pairs["traceback"] = _cut(logging.Formatter().formatException(record.exc_info))
-    return json.dumps(pairs).encode() + b"\n"
+    return json.dumps(pairs, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"  # half a surrogate pair as JSON has it
 
 
 def _cut(text: str) -> str:
