@@ -11,6 +11,8 @@ import pytest
 
 from tests.wire.conftest import Wire
 from tests.wire.test_services import ID, refusal, start, task, wait
+from zlayer_driver.errors import DriverError
+from zlayer_driver.wire import status
 from zlayer_driver.wire._gen import base_pb2, driver_pb2, task_pb2
 
 
@@ -61,6 +63,7 @@ DEEP = b"\x91" * 100_000
         (network(task_pb2.NetworkIsolationSpec.TASK), 'network mode "driver" is not available'),
         (network(99), 'network mode "driver" is not available'),
         (mount(task_path="/x", propagation_mode="sideways"), "propagation mode 'sideways'"),
+        (mount(task_path="/x", propagation_mode="世" * 3000), "propagation mode '世世"),
         (mount(task_path="/x\0"), "holds a NUL"),
     ],
 )
@@ -130,3 +133,7 @@ async def test_an_unknown_method_is_unimplemented(wire: Wire) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_file_name_that_is_no_text_can_be_told() -> None:
+    assert status.encode(DriverError("no file a\udcffb"))[1] == "no file a\\udcffb"

@@ -15,8 +15,8 @@ from zlayer_driver.wire._gen.status_pb2 import Status
 from zlayer_driver.wire._gen.structs_pb2 import RecoverableError
 
 DETAILS = "grpc-status-details-bin"
-# Message and details travel in one trailer block, which gRPC limits to 8 KiB at its most careful peers.
-MAX_MESSAGE = 2000
+# Message and details travel in one trailer block, which gRPC limits to 8 KiB at its most careful peers. Beyond ASCII the message takes thrice.
+_MAX_BYTES = 1500
 
 # By the nearest class of an error's ancestry. A recoverable one is FAILED_PRECONDITION, whatever its class.
 _CODES: dict[type[BaseException], grpc.StatusCode] = {
@@ -44,12 +44,12 @@ def encode(error: DriverError) -> tuple[grpc.StatusCode, str, Trailer]:
 
 
 def one_line(text: str) -> str:
-    """Text fit for an event or a status: no line breaks, no NUL, and cut in the middle where it is too long."""
-    text = " ".join(text.replace("\0", "\\0").split())
-    if len(text) <= MAX_MESSAGE:
-        return text
-    half = MAX_MESSAGE // 2
-    return f"{text[:half]} … {text[-half:]}"
+    """Text fit for an event or a status: no line breaks, no NUL, no half of a surrogate pair, and cut in the middle where it is too long."""
+    raw = " ".join(text.replace("\0", "\\0").split()).encode(errors="backslashreplace")
+    if len(raw) <= _MAX_BYTES:
+        return raw.decode()
+    half = _MAX_BYTES // 2
+    return f"{raw[:half].decode(errors='ignore')} … {raw[-half:].decode(errors='ignore')}"
 
 
 def decode(error: grpc.aio.AioRpcError) -> DriverError:
