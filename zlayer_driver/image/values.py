@@ -63,6 +63,7 @@ class Limits:
     ratio_free_bytes: int = 256 * MIB
 
     def check_layers(self, count: int) -> None:
+        """`Malformed` if they are too many for one image."""
         if count > self.layers:
             raise Malformed(f"{count} layers, and {self.layers} are allowed by image_max_layers")
 
