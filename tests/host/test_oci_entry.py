@@ -97,6 +97,16 @@ async def test_it_holds_nothing_of_the_hosts(root: Path, images: OneImage, tty: 
     assert b"".join(event.data for event in events).split() == ([b"/dev/pts/0"] * 4 if tty else [])
 
 
+@pytest.mark.parametrize("tty", [False, True])
+async def test_its_streams_are_its_users(root: Path, images: OneImage, tty: bool) -> None:
+    node = backend(root, images)
+    task = handle("one", await node.start(shell("one", "exec sleep 1000", user="worker")))
+    script = "id -u; echo out >/proc/self/fd/1; echo err >/proc/self/fd/2; test ! -t 0 || echo tty >/dev/tty"
+    events = [event async for event in await node.stream_exec(task, ["sh", "-c", script], tty=tty)]
+    await node.destroy(task)
+    assert sorted(b"".join(event.data for event in events).split()) == sorted([b"1000", b"out", b"err", *([b"tty"] if tty else [])])
+
+
 async def test_input_without_a_session_is_empty(root: Path, images: OneImage) -> None:
     node = backend(root, images)
     task = handle("one", await node.start(shell("one", "exec sleep 1000")))
