@@ -17,7 +17,8 @@ from zlayer_driver.config import Transport
 from zlayer_driver.host import netns
 from zlayer_driver.host.icmp import echo
 from zlayer_driver.host.wireguard import Userspace
-from zlayer_driver.overlay.overlay import STATE, Overlay
+from zlayer_driver.overlay import keys
+from zlayer_driver.overlay.overlay import KEY_FILE, STATE, Overlay
 from zlayer_driver.overlay.plan import PORTS, Address, Peer, Plan, Subnets
 
 _serials = itertools.count(os.getpid() * 64)
@@ -98,9 +99,12 @@ class Host:
         )
         return replace(plan, **changes)  # type: ignore[arg-type]  # the fields' own types are checked where they are used
 
-    def peer(self, public_key: str = "") -> Peer:
-        plan = self.plan()
-        return Peer(plan.name, plan.endpoint, plan.port, plan.subnets, public_key)
+    @property
+    def public_key(self) -> str:
+        return keys.load(self.state_dir / KEY_FILE).public if self.transport is Transport.WIREGUARD else ""
+
+    def peer(self) -> Peer:
+        return self.plan().as_peer(self.public_key)
 
     def overlay(self, **changes: object) -> Overlay:
         """A new process's view of the node; the lab closes it."""

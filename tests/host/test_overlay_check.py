@@ -15,7 +15,6 @@ from tests.host.overlay_lab import Host, Lab, lab, run
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import NetworkError, NotFound
 from zlayer_driver.host.wireguard import PeerChange, Userspace
-from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.inspection import Hop, Inspector, look
 
 pytestmark = pytest.mark.needs("root", "ip", "bridge", "nsenter", "busybox")
@@ -25,11 +24,8 @@ Nodes = tuple[Host, Host]
 
 async def pair(made: Lab) -> Nodes:
     one, two = made.host(1), made.host(2)
-    public = {}
-    for host in (one, two):
-        public[host.number] = keys.load(host.state_dir / "wireguard.key").public if made.transport is Transport.WIREGUARD else ""
     for host, other in ((one, two), (two, one)):
-        await host.overlay(peers=(other.peer(public[other.number]),)).open()
+        await host.overlay(peers=(other.peer(),)).open()
     return one, two
 
 
@@ -92,10 +88,10 @@ async def test_a_wireguard_peer_without_a_handshake_is_named(tmp_path: Path) -> 
     async with lab(tmp_path, Transport.WIREGUARD) as made:
         one, two = await pair(made)
         shown = await look(Inspector.status, one.state_dir, netns_path=str(one.namespace))
-        assert shown["public_key"] == keys.load(one.state_dir / "wireguard.key").public
+        assert shown["public_key"] == one.public_key
         await look(lambda seen: list(seen.check()), two.state_dir, netns_path=str(two.namespace))
         Userspace(two.plan().device).remove()
-        Userspace(one.plan().device).configure([PeerChange(keys.load(two.state_dir / "wireguard.key").public, remove=True)])
+        Userspace(one.plan().device).configure([PeerChange(two.public_key, remove=True)])
         assert [hop.hop for hop in await check(one) if not hop.ok] == ["peer"]
 
 

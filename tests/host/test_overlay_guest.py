@@ -15,7 +15,6 @@ from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.config import Transport
 from zlayer_driver.errors import InvalidSpec, Unsupported
 from zlayer_driver.model import Handle, Network
-from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.guest import GuestManaged
 from zlayer_driver.readings import GuestOverlay
 
@@ -40,8 +39,7 @@ async def test_a_guest_and_containers_on_its_and_another_node_reach_each_other(r
     one, two, outside = made.host(1), made.host(2), made.host(9)
     vms = backend(root, images, machines(root))
     guest = handle("vm", await vms.start(shell("vm", "sleep 1000", network=Network(mode="path", netns_path=str(outside.namespace)))))
-    public = [keys.load(host.state_dir / "wireguard.key").public for host in (one, two)]
-    near, far = one.overlay(peers=(two.peer(public[1]),)), two.overlay(peers=(one.peer(public[0]),))
+    near, far = one.overlay(peers=(two.peer(),)), two.overlay(peers=(one.peer(),))
     beside, away = one.container("c"), two.container("c")
     neighbour, other = await near.attach("c", str(beside)), await far.attach("c", str(away))
     guests = GuestManaged(near)
@@ -51,7 +49,7 @@ async def test_a_guest_and_containers_on_its_and_another_node_reach_each_other(r
         assert await reaches(vms, guest, address)
     for place in (beside, away):
         assert all(ping(place, address, wait_s=10) for address in attached.addresses)
-    await near.set_peers([two.peer(public[1])])
+    await near.set_peers([two.peer()])
     assert all(ping(away, address, wait_s=10) for address in attached.addresses)
     assert await guests.attach("vm", partial(vms.push_overlay, guest)) == attached
     assert await reaches(vms, guest, other.addresses[1])

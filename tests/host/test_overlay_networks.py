@@ -39,10 +39,12 @@ async def test_a_network_that_is_asked_for_again_gets_an_address_of_the_nodes_ne
         host = made.host(1)
         first = await Networks(host.overlay()).create("alloc-1", "")
         await host.close()
-        again = await Networks(host.overlay(subnets=Subnets.of("10.88.7.0/24", "fd88:0:0:7::/64"))).create("alloc-1", "")
+        networks = Networks(host.overlay(subnets=Subnets.of("10.88.7.0/24", "fd88:0:0:7::/64")))
+        again = await networks.create("alloc-1", "")
         assert (again.path, again.address, again.created) == (first.path, "10.88.7.2", False)
         assert ping(Path(again.path), "10.88.7.1")
         assert first.address not in run(["ip", "addr"], namespace=Path(again.path))
+        await networks.destroy("alloc-1")
 
 
 async def test_a_network_that_cannot_be_attached_leaves_no_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from zlayer_driver.config import Transport
 from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netns
 from zlayer_driver.host.wireguard import Userspace
-from zlayer_driver.overlay import keys
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.inspection import look
-from zlayer_driver.overlay.plan import INTERFACE, Address, Subnets
+from zlayer_driver.overlay.overlay import KEY_FILE
+from zlayer_driver.overlay.plan import INTERFACE, Address, Peer, Subnets
 
 pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "busybox"), pytest.mark.timeout(180)]
 
@@ -41,9 +41,10 @@ class Node:
 
     def join(self, **changes: object) -> None:
         """A new process's view of the overlay."""
-        host = self.host
-        self.overlay = host.overlay(**changes)
-        self.public_key = keys.load(host.state_dir / "wireguard.key").public if host.transport is Transport.WIREGUARD else ""
+        self.overlay = self.host.overlay(**changes)
+
+    def as_peer(self) -> Peer:
+        return self.overlay.plan.as_peer(self.host.public_key)
 
     async def start(self) -> None:
         self.attached = await self.overlay.attach("c", str(self.place))
@@ -56,7 +57,7 @@ class Node:
 
 async def introduce(nodes: list[Node]) -> None:
     for node in nodes:
-        await node.overlay.set_peers([other.overlay.plan.as_peer(other.public_key) for other in nodes if other is not node])
+        await node.overlay.set_peers([other.as_peer() for other in nodes if other is not node])
 
 
 @pytest.fixture(params=[Transport.VXLAN, pytest.param(Transport.WIREGUARD, marks=pytest.mark.needs("wireguard-go"))])
@@ -164,8 +165,7 @@ async def test_peers_join_and_leave_without_a_packet_of_the_others_lost(made: La
 
 async def test_a_peer_that_is_set_otherwise_keeps_no_node_from_the_others(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
     one, two, three = nodes
-    peers = [node.overlay.plan.as_peer(node.public_key) for node in (two, three)]
-    await one.overlay.set_peers([replace(peers[1], endpoint=ip_address("2001:db8::1")), peers[0]])
+    await one.overlay.set_peers([replace(three.as_peer(), endpoint=ip_address("2001:db8::1")), two.as_peer()])
     assert len(await reaches(one, two)) == 2
     assert "the overlay is without peer n3: its endpoint 2001:db8::1 is of another family" in caplog.text
     rows = await look(lambda seen: list(seen.peers()), one.host.state_dir, netns_path=str(one.host.namespace))
@@ -191,7 +191,7 @@ async def test_the_next_process_takes_over_without_a_packet_lost(nodes: list[Nod
     assert len(await reaches(one, two)) == 2  # neighbours and handshakes are there
     async with flowing(one.place, two.addresses):
         await one.host.close()
-        one.join(peers=tuple(other.overlay.plan.as_peer(other.public_key) for other in (two, three)))
+        one.join(peers=(two.as_peer(), three.as_peer()))
         await one.overlay.open()
     assert (await one.overlay.attach("c", str(one.place))).addresses == one.addresses
 
@@ -206,7 +206,7 @@ async def test_settings_that_changed_hold_from_the_next_process_on(made: Lab) ->
     moved = Subnets.of("10.88.7.0/24", "fd88:0:0:7::/64")
     for node, changes in ((one, {}), (two, {"subnets": moved})):
         await node.host.close()
-        (node.host.state_dir / "wireguard.key").unlink(missing_ok=True)
+        (node.host.state_dir / KEY_FILE).unlink(missing_ok=True)
         node.join(port=0x1234, vni=43, **changes)
         await node.start()
         assert ":1234 " in run(["cat", "/proc/net/udp"], namespace=node.host.namespace)
