@@ -194,13 +194,13 @@ class LayerStore:
                 shutil.rmtree(path)
 
     def _locked(self, how: int) -> AbstractContextManager[None]:
-        return _locked(self._root / "lock", how, os.O_CREAT)
+        return _locked(self._root / "lock", how, os.O_RDWR | os.O_CREAT)  # NFS takes an exclusive lock only of who may write
 
 
 @contextmanager
 def _locked(path: Path, how: int, flags: int) -> Iterator[None]:
     """A flock(2) on what is at ``path``, opened with these flags."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, 0o600)
+    fd = os.open(path, os.O_CLOEXEC | flags, 0o600)
     try:
         fcntl.flock(fd, how)
         yield
