@@ -12,10 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 
 from zlayer_driver.errors import DriverError
 from zlayer_driver.model import PullProgress, Report
@@ -84,7 +80,10 @@ def show_rows(rows: Sequence[Row], *, as_json: bool, title: str = "") -> None:
     if as_json:
         click.echo(json.dumps(list(rows), indent=2, default=str))
     elif sys.stdout.isatty():
-        _console().print(_table(rows, title))
+        from zlayer_driver.cli.terminal import print_table  # noqa: PLC0415  # see there
+
+        head = {key: isinstance(value, int | float) for key, value in rows[0].items()} if rows else {}
+        print_table(head, ([_plain(value) for value in row.values()] for row in rows), title)
     else:
         for row in rows:
             click.echo("\t".join(_plain(value) for value in row.values()))
@@ -104,17 +103,18 @@ def pull_report() -> Iterator[Report | None]:
     if not sys.stderr.isatty():
         yield _print_step
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars: dict[str, Any] = {}
+    from zlayer_driver.cli.terminal import bars  # noqa: PLC0415  # see there
+
+    with bars("bytes") as progress:
+        tasks: dict[str, Any] = {}
 
         def report(step: PullProgress) -> None:
             if not step.layer:
                 return
-            if step.layer not in bars:
-                bars[step.layer] = progress.add_task(step.layer[7:19], total=step.total_bytes)
+            if step.layer not in tasks:
+                tasks[step.layer] = progress.add_task(step.layer[7:19], total=step.total_bytes)
             progress.update(
-                bars[step.layer], completed=step.done_bytes, total=step.total_bytes, description=f"{step.layer[7:19]} {step.phase}"
+                tasks[step.layer], completed=step.done_bytes, total=step.total_bytes, description=f"{step.layer[7:19]} {step.phase}"
             )
 
         yield report
@@ -123,19 +123,6 @@ def pull_report() -> Iterator[Report | None]:
 def _print_step(step: PullProgress) -> None:
     if step.phase == "unpack":
         click.echo(f"{step.layer}: done", err=True)
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _table(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    for key in rows[0] if rows else ():
-        table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_plain(value) for value in row.values()))
-    return table
 
 
 def _plain(value: Any) -> str:

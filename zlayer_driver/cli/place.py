@@ -16,8 +16,6 @@ from typing import Any, BinaryIO, Final
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from zlayer_driver import fastpath
 from zlayer_driver.choice import NodeShape
@@ -210,8 +208,9 @@ def _watched(work: Iterable[Chunk], file: BinaryIO) -> Iterator[Iterable[Chunk]]
     if not sys.stderr.isatty():
         yield work
         return
-    columns = (TextColumn("placing"), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    from zlayer_driver.cli.terminal import bars  # noqa: PLC0415  # see there
+
+    with bars("share", "bytes", "remaining") as progress:
         bar = progress.add_task("placing", total=_size(file))
 
         def watched() -> Iterator[Chunk]:

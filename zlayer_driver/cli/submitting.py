@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zlayer_driver.cli.output import Row, show_rows
 from zlayer_driver.nomad.client import Access, Nomad
 from zlayer_driver.nomad.jobs import Work
 from zlayer_driver.nomad.journal import Entry, Journal
 from zlayer_driver.nomad.placement import Answer
-from zlayer_driver.nomad.submit import COMPLETE, Submission, dispatches_of, entries_of
-from zlayer_driver.nomad.submit import Progress as Ended
+from zlayer_driver.nomad.submit import COMPLETE, Progress, Submission, dispatches_of, entries_of
 
 _NAMES_SHOWN = 3
 
@@ -122,12 +119,13 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def _bar() -> Iterator[Ended]:
+def _bar() -> Iterator[Progress]:
     """A bar of the lines that ended on a terminal, and silence elsewhere."""
     if not sys.stderr.isatty():
         yield lambda _ended, _total: None
         return
-    columns = (TextColumn("ended"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    from zlayer_driver.cli.terminal import bars  # noqa: PLC0415  # see there
+
+    with bars("count", "elapsed") as progress:
         bar = progress.add_task("ended", total=None)
         yield lambda ended, total: progress.update(bar, completed=ended, total=total)
