@@ -204,8 +204,13 @@ async def test_tasks_at_once_keep_to_themselves(site: Site) -> None:
     """Two wait for each, as in a restart; half end by themselves, half are stopped."""
     async with client(site) as go:
         await launch(go, site)
-        requests = [site.task(f"echo {number}; exit {number}" if number % 2 else "exec sleep 600") for number in range(8)]
+        requests = [site.task(f"echo {number}; exit {number}" if number % 2 else "echo > /alloc/up; exec sleep 600") for number in range(8)]
+        up = [Path(request.alloc_dir, "alloc", "up") for request in requests[::2]]
+        for fifo in up:
+            os.mkfifo(fifo)
         await asyncio.gather(*(start(go, request) for request in requests))
+        for fifo in up:  # until a task is so far, SIGTERM ends runc's init, by a code of its own
+            await asyncio.to_thread(fifo.read_text)
         waiting = asyncio.gather(*(wait(go, request) for request in requests for _ in range(2)))
         stopped = [driver_pb2.StopTaskRequest(task_id=request.id, timeout=codec.duration(0)) for request in requests[::2]]
         await asyncio.gather(*(go.call(DRIVER["StopTask"], request) for request in stopped))
