@@ -22,7 +22,7 @@ from zlayer_driver.host.wireguard import Userspace
 from zlayer_driver.overlay.host_netns import Attachment
 from zlayer_driver.overlay.inspection import look
 from zlayer_driver.overlay.overlay import KEY_FILE
-from zlayer_driver.overlay.plan import INTERFACE, Address, Peer, Subnets
+from zlayer_driver.overlay.plan import INTERFACE, PORTS, Address, Peer, Subnets
 
 pytestmark = [pytest.mark.needs("root", "ip", "nsenter", "busybox"), pytest.mark.timeout(180)]
 
@@ -213,6 +213,18 @@ async def test_settings_that_changed_hold_from_the_next_process_on(made: Lab) ->
     assert two.addresses[0] in moved.v4
     await introduce([one, two])
     assert len(await reaches(one, two)) == 2
+
+
+@VXLAN_ONLY
+@pytest.mark.needs("wireguard-go")
+async def test_a_transport_that_changed_takes_its_device_along(made: Lab) -> None:
+    host = made.host(1)
+    for transport in (Transport.VXLAN, Transport.WIREGUARD, Transport.VXLAN):
+        overlay = host.overlay(transport=transport, port=PORTS[transport])
+        await overlay.open()
+        links = await asyncio.to_thread(run, ["ip", "-br", "link"], namespace=host.namespace)
+        assert [line.split()[0] for line in links.splitlines() if line.startswith(f"{overlay.plan.bridge}-")] == [overlay.plan.device]
+        await host.close()
 
 
 def test_a_node_that_cannot_make_a_tunnel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ point, and so that a peer that joins or leaves disturbs no packet of another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from zlayer_driver.config import Transport
 from zlayer_driver.errors import NetworkError
 from zlayer_driver.host import netlink_messages as messages
 from zlayer_driver.host.netlink import Batch, Socket
@@ -36,6 +38,8 @@ class Fabric:
         """Makes bridge and transport device, or takes over those of an earlier process. Idempotent."""
         plan, underlay = self._plan, self._underlay()
         self.mtu = plan.inner_mtu(underlay.mtu)
+        for other in set(Transport) - {plan.transport}:
+            self._take_away(replace(plan, transport=other).device)
         mac = bridge_mac(plan.subnets)
         bridge = self._ensure(plan.bridge, "bridge", messages.bridge(plan.bridge, mtu=self.mtu, mac=mac), mac)
         self.bridge = bridge.index
@@ -182,7 +186,10 @@ class Fabric:
     def remove(self) -> None:
         """Takes the node out of the overlay: its links, with every route, neighbour and address on them."""
         for name in (self._plan.device, self._plan.bridge):
-            with messages.absent_is_fine():
-                self._sock.send(messages.link_gone(name))
+            self._take_away(name)
         if self._tunnel:
             self._tunnel.stop()
+
+    def _take_away(self, name: str) -> None:
+        with messages.absent_is_fine():
+            self._sock.send(messages.link_gone(name))
