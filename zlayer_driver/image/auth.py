@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from zlayer_driver.image.values import MIB
 if TYPE_CHECKING:
     import httpx2
 
-    from zlayer_driver.image.registry import Client
     from zlayer_driver.model import Auth
 
 _CHALLENGE = re.compile(r"\s*(basic|bearer)\b(.*)", re.IGNORECASE | re.DOTALL)
@@ -28,11 +27,14 @@ _TOKEN_BYTES = MIB
 
 
 class Login:
-    """What authenticates requests to one repository, once the registry has asked for it. ``image`` is named in errors."""
+    """What authenticates requests to one repository, once the registry has asked for it.
 
-    def __init__(self, client: Client, auth: Auth | None, repository: str, image: str, *, insecure: bool) -> None:
+    ``http`` gives the connections to it and its token server; ``image`` is named in errors.
+    """
+
+    def __init__(self, http: Callable[[], httpx2.AsyncClient], auth: Auth | None, repository: str, image: str, *, insecure: bool) -> None:
         self.headers: dict[str, str] = {}
-        self._client = client
+        self._http = http
         self._auth = auth
         self._repository = repository
         self._image = image
@@ -75,7 +77,7 @@ class Login:
         return self._read_token(bytes(raw))
 
     def _ask(self, realm: str, query: Mapping[str, str]) -> AbstractAsyncContextManager[httpx2.Response]:
-        http = self._client.http(insecure=self._insecure)
+        http = self._http()
         if self._auth is None:
             return http.stream("GET", realm, params=query)
         if self._auth.username == IDENTITY:

@@ -10,6 +10,7 @@ import ipaddress
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,13 +159,14 @@ class Repository:
     """One repository on one host, as the `Source` of the image that a reference names."""
 
     def __init__(self, client: Client, host: str, reference: Reference, auth: Auth | None) -> None:
-        self._client = client
+        self._sleep = client.sleep
         self._reference = reference
         self._insecure = client.is_insecure(host)
         self._scheme = "http" if self._insecure else "https"
         self._path = f"{host}/v2/{reference.repository}"
         self._image = _named(reference)
-        self._login = Login(client, auth, reference.repository, self._image, insecure=self._insecure)
+        self._http = partial(client.http, insecure=self._insecure)
+        self._login = Login(self._http, auth, reference.repository, self._image, insecure=self._insecure)
         self._answered = False
 
     async def root(self, limits: Limits) -> tuple[bytes, str]:
@@ -222,7 +224,7 @@ class Repository:
         if failures >= (_ATTEMPTS if self._answered else _ATTEMPTS_AT_FIRST):
             hint = _TLS if "SSL" in str(error) else "see that the registry is up, and that this node reaches it"
             raise PullFailed(self._image, f"{error} ({failures} attempts)", hint=hint, recoverable=True) from error
-        await self._client.sleep(error.wait_s or _BACKOFF_S * 2 ** (failures - 1))
+        await self._sleep(error.wait_s or _BACKOFF_S * 2 ** (failures - 1))
 
     @asynccontextmanager
     async def _get(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
@@ -261,9 +263,7 @@ class Repository:
 
         at, sent = httpx2.URL(url), dict(headers)
         for _ in range(_REDIRECTS):
-            async with self._client.http(insecure=self._insecure).stream(
-                "GET", at, headers={"Accept-Encoding": "identity", **sent}
-            ) as answer:
+            async with self._http().stream("GET", at, headers={"Accept-Encoding": "identity", **sent}) as answer:
                 if not answer.has_redirect_location:
                     yield answer
                     return
