@@ -105,8 +105,15 @@ def _expect_success(connection: socket.socket) -> None:
     if status == b"404":
         raise FileNotFoundError("the engine does not have the container")
     if status not in {b"101", b"200"}:
-        reason = connection.recv(_REASON_BYTES).decode("utf-8", "replace")
-        raise OSError(f"the engine answers {status.decode('ascii', 'replace')}: {reason}")
+        raise OSError(f"the engine answers {status.decode('ascii', 'replace')}: {_reason(connection.recv(_REASON_BYTES))}")
+
+
+def _reason(body: bytes) -> str:
+    """The message in the engine's JSON, else its text."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode("utf-8", "replace").strip()
 
 
 def _write(fd: int, data: bytes) -> None:
