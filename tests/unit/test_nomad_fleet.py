@@ -92,7 +92,7 @@ def test_each_answer_says_how_many_can_and_why_the_others_cannot() -> None:
     (answer,) = _place(nodes, job, explain=True)
     assert (answer["target"], answer["rule"], answer["node"]["name"]) == ("primary", "task platform", "linux")
     assert answer["nodes"] == 2
-    assert answer["refused"] == {"is down": 1, "RouteToPeer": 1, "WrongPlatform": 1}
+    assert answer["refused"] == {"is down": 1, "runs no such operating system": 1, "has another architecture": 1}
     told = {node["node"]: node.get("target") or node["refused"] for node in answer["fleet"]}
     assert (told["mac"], told["down"]) == ("vz_linux", "is down")
     assert "windows" not in told["arm"]
@@ -103,8 +103,8 @@ def test_a_job_for_nobody_is_an_error_and_stops_nothing() -> None:
     bad, good = _place([_node("a")], {"id": "w", "image": "x", "platform": {"os": "windows"}}, {"id": "l", "image": "x"})
     assert bad["error"] == {
         "kind": "NoNode",
-        "message": "no node of the fleet can run it: 1 x RouteToPeer",
-        "refused": {"RouteToPeer": 1},
+        "message": "no node of the fleet can run it: 1 x runs no such operating system",
+        "refused": {"runs no such operating system": 1},
     }
     assert (bad["line"], good["target"]) == (1, "primary")
     (alone,) = _place([], {"id": "l", "image": "x"})
@@ -177,7 +177,7 @@ def test_a_fleet_of_a_file_on_the_command_line(tmp_path: Path) -> None:
     first, second, third = map(json.loads, result.stdout.splitlines())
     assert result.exit_code == 3
     assert first["node"] == {"id": RECORDED["ID"], "name": RECORDED["Name"]}
-    assert second["error"]["refused"] == {"is down": 1, "WrongPlatform": 1}
+    assert second["error"]["refused"] == {"is down": 1, "has another architecture": 1}
     assert third["line"] == 3
     table = CliRunner().invoke(cli, [*argv, "--format", "table", "-"], input='{"id": "a", "image": "x"}\n')
     assert f"on {RECORDED['Name']}" in table.stdout

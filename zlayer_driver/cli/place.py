@@ -78,7 +78,7 @@ def _print_schema(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.option(
     "--facts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Image facts, one JSON object a line; asked first."
 )
-@click.option("--caches/--no-caches", default=True, help="Whether to ask this node's image caches for facts.")
+@click.option("--caches/--no-caches", default=True, help="Whether to ask this node's blob caches for facts.")
 @click.option("--pull", is_flag=True, help="Pull images of which nothing is known. Nothing else here uses the network.")
 @click.option("--fleet", metavar="nomad|FILE", help="Choose among nodes that Nomad tells of, or a file with the same JSON.")
 @click.option("--explain", is_flag=True, help="With --fleet: say of every node how it would do, or why it cannot.")

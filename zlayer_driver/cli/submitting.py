@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from zlayer_driver.cli.output import Row, show_rows
+from zlayer_driver.cli.output import Failure, Row, show_rows
+from zlayer_driver.errors import DriverError
 from zlayer_driver.nomad.client import Access, Nomad
 from zlayer_driver.nomad.jobs import Work
 from zlayer_driver.nomad.journal import Entry, Journal
@@ -63,7 +64,8 @@ def submit(found: Iterable[Work | Answer], manner: Manner, *, as_json: bool) -> 
         try:
             outcomes, refusals = asyncio.run(_submit(works, manner, journal))
         except KeyboardInterrupt:
-            raise click.ClickException(f"batch {manner.batch!r} was interrupted: the same command with --resume goes on with it") from None
+            interrupted = DriverError(f"batch {manner.batch!r} was interrupted", hint="the same command with --resume goes on with it")
+            raise Failure(interrupted, as_json=as_json) from None
     _told(bad)
     _show(outcomes, refusals, as_json=as_json)
     return not bad and all(outcome == COMPLETE for outcome in outcomes.values())

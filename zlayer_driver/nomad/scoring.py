@@ -23,6 +23,11 @@ from zlayer_driver.nomad.fleet import FleetNode
 LOCAL_BONUS: Final = 4.0  # jobs per core that an image at hand is worth
 Entry = tuple[float, int]  # load and number of a node
 Kind = tuple[NodeShape, str]  # what nodes that choose alike share: shape and architecture
+_LACKS: Final = {
+    ConfigError.kind: "lacks the target that the job asks for",
+    RouteToPeer.kind: "runs no such operating system",
+    WrongPlatform.kind: "has another architecture",
+}
 
 
 class NoNode(DriverError):
@@ -93,7 +98,7 @@ class Fleet:
                 choices[kind] = outcome
                 nodes += len(heap)
             else:
-                refused[outcome.kind] += len(heap)
+                refused[_LACKS[outcome.kind]] += len(heap)
         return Need(request, facts, choices, nodes, refused)
 
     def place(self, need: Need) -> Placement | None:
@@ -148,7 +153,7 @@ def _why_not(node: FleetNode) -> str:
     return node.why_not or "has no zlayer driver"
 
 
-def _outcome(request: Request, facts: ImageFacts, kind: Kind) -> Choice | DriverError:
+def _outcome(request: Request, facts: ImageFacts, kind: Kind) -> Choice | ConfigError | RouteToPeer | WrongPlatform:
     shape, arch = kind
     wanted = request.platform.arch if request.platform else None
     if wanted and arch and wanted != arch:
