@@ -133,6 +133,16 @@ async def test_the_next_process_takes_over_and_frees_what_is_gone(host: Host) ->
     assert ping(stays, second.plan.subnets.own()[0])
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("", "bridge"), ("", "ifb"), ("-vx", "bridge")])
+async def test_links_of_somebody_elses_are_left_alone(host: Host, suffix: str, kind: str) -> None:
+    name = host.plan().bridge + suffix
+    run(["ip", "link", "add", name, "type", kind], namespace=host.namespace)
+    before = run(["ip", "-br", "link", "show", name], namespace=host.namespace)
+    with pytest.raises(NetworkError, match=f"link {name} is somebody else's: name another overlay.bridge"):
+        await host.overlay().open()
+    assert run(["ip", "-br", "link", "show", name], namespace=host.namespace) == before
+
+
 async def test_a_call_while_the_overlay_closes_opens_it_anew(host: Host) -> None:
     overlay, place = host.overlay(), host.container("c")
     attached = await overlay.attach("c", str(place))

@@ -149,6 +149,7 @@ def _own(mounted: Trees) -> Path:
 
 
 def frozen(path: str) -> bool:
+    """Whether the group is, or is about to be, in any tree."""
     states = [(group / file, word) for group in trees().directories(path) for file, word in _THAWED]
     return any(file.exists() and file.read_text().strip() != word for file, word in states)
 

@@ -20,6 +20,7 @@ from zlayer_driver.overlay.plan import Address, Guest, Peer, Plan, bridge_mac, t
 from zlayer_driver.overlay.tunnel import WireGuard
 
 _SYSCTL = Path("/proc/sys/net")
+_PREFIX = len("02:7c")  # of a MAC: all links of ours of one kind have the same
 _PER_ADDRESS = 6  # the version whose addresses a link answers for one by one; of the other it answers for all that has a way
 
 
@@ -72,8 +73,8 @@ class Fabric:
     def _ensure(self, name: str, kind: str, made: Batch, mac: str, settings: Vxlan | None = None) -> Link:
         """An earlier process's link stays if it is as ``made`` would make it: another share or setting needs another link."""
         found = messages.links(self._sock).get(name)
-        if found and found.kind != kind:
-            raise NetworkError(f"link {name} is no {kind} but a {found.kind or 'device'}", hint="name another overlay.bridge")
+        if found and (found.kind != kind or found.mac[:_PREFIX] != mac[:_PREFIX]):
+            raise NetworkError(f"link {name} is somebody else's", hint="name another overlay.bridge")
         if found and (found.mac, found.vxlan) == (mac, settings):
             return found
         if found:
