@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.oci_lab import OneImage, shell
-from tests.host.overlay_lab import Lab, lab, ping
+from tests.host.overlay_lab import Lab, lab, ping, run
 from tests.host.vm_lab import MACHINES, backend, handle, machines
 from zlayer_driver.backends.vm import VmBackend
 from zlayer_driver.config import Transport
@@ -73,6 +74,25 @@ async def test_a_push_that_fails_leaves_nothing(made: Lab) -> None:
     assert list((overlay.state_dir / "guests").iterdir()) == []
     with pytest.raises(InvalidSpec):
         await guests.attach("../escape", refuse)
+
+
+async def test_a_guest_is_answered_for_after_the_last_container_left(made: Lab) -> None:
+    host = made.host(1)
+    overlay, place = host.overlay(), host.container("c")
+
+    async def take(_: GuestOverlay) -> None: ...
+
+    attached = await GuestManaged(overlay).attach("vm", take)
+    await overlay.attach("c", str(place))
+    await overlay.detach("c")
+    await overlay.call(lambda core: core.netns.reap())
+    bridge = overlay.plan.bridge
+    while " DOWN " not in await asyncio.to_thread(run, ["ip", "-br", "link", "show", bridge], namespace=host.namespace):
+        pass
+    run(["ip", "link", "set", bridge, "up"], namespace=host.namespace)  # comes after all that the kernel does about the carrier
+    assert f"{attached.addresses[1]} " in run(["ip", "-6", "neigh", "show", "proxy"], namespace=host.namespace)
+    await GuestManaged(overlay).detach("vm")
+    assert run(["ip", "-6", "neigh", "show", "proxy"], namespace=host.namespace) == ""
 
 
 async def test_guests_need_wireguard(tmp_path: Path) -> None:

@@ -288,8 +288,8 @@ def neighbour_gone(link: int, address: Address) -> Batch:
 
 
 def answer_for(link: int, address: Address) -> Batch:
-    """Has a link answer who asks there for an IPv6 address that is elsewhere."""
-    fields = {"family": socket.AF_INET6, "ifindex": link, "flags": _NTF_PROXY}
+    """Has a link answer who asks there for an IPv6 address that is elsewhere. Permanent, or it goes when the link has no carrier."""
+    fields = {"family": socket.AF_INET6, "ifindex": link, "state": _NUD_PERMANENT, "flags": _NTF_PROXY}
     return _message(_NEIGHBOUR, _ACK | _CREATE | _REPLACE, f"answer for {address}", fields, [("NDA_DST", str(address))])
 
 

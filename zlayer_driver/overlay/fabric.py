@@ -160,11 +160,10 @@ class Fabric:
         """Takes its way back; unknown guests are fine."""
         if self._tunnel:
             self._tunnel.drop_guest(addresses)
-        present = messages.routes(self._sock, self.device)
-        there = [address for address in addresses if str(ip_network(address)) in present]
-        changes = [messages.route_gone(ip_network(address), link=self.device) for address in there]
-        changes += [messages.answer_no_more(self.bridge, address) for address in there if address.version == _PER_ADDRESS]
-        self._sock.send(Batch.join(changes))
+        changes = [messages.route_gone(ip_network(address), link=self.device) for address in addresses]
+        changes += [messages.answer_no_more(self.bridge, address) for address in addresses if address.version == _PER_ADDRESS]
+        with messages.absent_is_fine():
+            self._sock.send(Batch.join(changes))
 
     def _change_ways(self, peers: Sequence[Peer]) -> None:
         """The VXLAN device's static entries: which MAC a peer's gateway address has, and at which endpoint that MAC is."""
