@@ -17,7 +17,7 @@ from zlayer_driver.errors import ConfigError, DriverError
 from zlayer_driver.model import ImageFacts
 from zlayer_driver.nomad.placement import MAX_LINE_BYTES, OUTCOMES, Answer, Decider, parse_job, read_line
 
-_CHUNK_BYTES = 1 << 19  # what stays in a processor's own cache, and takes far longer to answer than to hand to a thread
+_CHUNK_BYTES = 1 << 20  # what with its answers stays in a processor's own cache, and takes far longer to answer than to hand to a thread
 Chunk = tuple[bytes | memoryview, int]
 
 
