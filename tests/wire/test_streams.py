@@ -58,11 +58,13 @@ async def test_much_input_arrives_whole(wire: Wire) -> None:
     assert sum(len(reply.stdout.data) for reply in replies[1:]) == 8 << 20
 
 
-async def test_a_terminal_has_one_stream_and_a_size(wire: Wire) -> None:
+@pytest.mark.parametrize(("size", "told"), [((24, 80), b"24x80"), ((-1, 70_000), b"0x65535")])
+async def test_a_terminal_has_one_stream_and_a_size(wire: Wire, size: tuple[int, int], told: bytes) -> None:
     await start(wire, "hold")
-    size = Request(tty_size=Request.TerminalSize(height=24, width=80))
-    replies = await session(wire, setup("sh", tty=True), size, CLOSE)
-    assert [reply.stdout.data for reply in replies[:2]] == [b"sh", b"24x80"]
+    height, width = size
+    resize = Request(tty_size=Request.TerminalSize(height=height, width=width))
+    replies = await session(wire, setup("sh", tty=True), resize, CLOSE)
+    assert [reply.stdout.data for reply in replies[:2]] == [b"sh", told]
     assert not any(reply.HasField("stderr") for reply in replies)
     assert replies[-1].exited
 

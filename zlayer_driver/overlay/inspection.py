@@ -120,7 +120,9 @@ class Inspector:
 
     def _forwards(self, link: str) -> Hop:
         on = Path(f"/proc/sys/net/ipv4/conf/{link}/forwarding").read_text().strip() == "1"
-        return Hop(self._plan.name, "forwarding", on, _OK if on else f"packets do not pass {link}: its sysctl forwarding is 0")
+        return Hop(
+            self._plan.name, "forwarding", on, f"packets pass {link}" if on else f"packets do not pass {link}: its sysctl forwarding is 0"
+        )
 
     def _configured(self, peer: Peer) -> Iterator[Hop]:
         missing = [str(subnet) for subnet in peer.subnets.each() if str(subnet) not in self._routes]

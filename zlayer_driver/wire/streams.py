@@ -27,11 +27,16 @@ async def setup(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> pb.Exec
     raise InvalidSpec("exec has no command", hint="the first message must be a setup with at least one argument")
 
 
+def _side(cells: int) -> int:
+    """As much as a terminal can be told: TIOCSWINSZ of ioctl_tty(2) takes 16 bits."""
+    return min(max(cells, 0), 0xFFFF)
+
+
 async def stdin(requests: AsyncIterator[pb.ExecTaskStreamingRequest]) -> AsyncIterator[ExecInput]:
     """Ends where the client closes the command's input; messages after that are not read."""
     async for request in requests:
         if request.HasField("tty_size"):
-            yield WindowSize(rows=request.tty_size.height, columns=request.tty_size.width)
+            yield WindowSize(rows=_side(request.tty_size.height), columns=_side(request.tty_size.width))
         if request.stdin.data:
             yield request.stdin.data
         if request.stdin.close:
