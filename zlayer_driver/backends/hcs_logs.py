@@ -45,8 +45,11 @@ def copy(source: int, path: str) -> None:
             try:
                 data = data[os.write(target, data) :]
             except OSError:
-                os.close(target)
-                target = log(path)
+                if (again := log(path)) is None:
+                    time.sleep(_PAUSE_S)
+                    continue
+                os.close(target)  # not before: a reader that has come meanwhile would take it for the end
+                target = again
     if target is not None:
         os.close(target)
 
