@@ -33,7 +33,7 @@ RT_SIGACTION = 13 if platform.machine() == "x86_64" else 134  # <asm/unistd.h>
 
 # All that the kernel tells a process of itself, but for what is of that one process (ids, times, sizes, addresses), and where runtimes differ.
 ASK = r"""
-grep -Ev '^(SigQ|Pid|Tgid|NSpid|NSpgid|NStgid|NSsid|PPid|Vm|Rss|.*ctxt_switches|HugetlbPages|Cpus_allowed|Mems_allowed|FDSize|THP|x86_)' /proc/self/status
+grep -Ev '^(SigIgn|SigQ|Pid|Tgid|NSpid|NSpgid|NStgid|NSsid|PPid|Vm|Rss|.*ctxt_switches|HugetlbPages|Cpus_allowed|Mems_allowed|FDSize|THP|x86_)' /proc/self/status
 cat /proc/self/limits /proc/self/cgroup /proc/self/sessionid
 for each in mnt net pid ipc uts cgroup user; do readlink /proc/self/ns/$each; done
 ls -l /proc/self/cwd /proc/self/root | awk '{print $NF}'
@@ -82,7 +82,7 @@ async def test_it_is_what_the_runtime_makes(root: Path, images: OneImage, spec: 
 
 
 async def test_what_runtimes_make_in_different_ways_is_as_the_container_has_it(root: Path, images: OneImage) -> None:
-    """Crun's commands have no part in the score; runc's, as Go programs, may lose their soft limit of files."""
+    """Crun's commands have no part in the score; runc's, as Go programs, may lose their soft limit of files. Both pass on which signals are ignored."""
     node = backend(root, images)
     spec = shell("one", "exec sleep 1000", resources=Resources(oom_score_adj=300), ulimits=(Ulimit("nofile", 100, 200),))
     task = handle("one", await node.start(spec))
