@@ -291,6 +291,11 @@ class Exit:
     oom_killed: bool = False
     error: str = ""
 
+    @classmethod
+    def of_child(cls, status: int) -> Self:
+        """From a return code as `subprocess` gives it."""
+        return cls(128 - status, -status) if status < 0 else cls(status)
+
 
 class Health(StrEnum):
     UNDETECTED = "undetected"

@@ -74,14 +74,15 @@ class OciBackend(Supervised):
         return stream(self._command(handle, argv, ExecOptions(), tty=tty), stdin, tty=tty)
 
     def _command(self, handle: Handle, argv: Sequence[str], options: ExecOptions, *, tty: bool = False) -> Command:
-        container = self._watched(handle)
-        process = process_of(container.bundle, argv, options, tty=tty)
-        runtime = self._runtime_of(container.record)
+        container = self._running(handle)
+        bundle, runtime = container.bundle, self._runtime_of(container.record)
+        spec = json.loads(bundle.config.read_bytes())
+        process = process_of(spec, bundle.rootfs, argv, options, tty=tty)
         if runtime.kind in SHARE_THE_KERNEL and is_usable():
             with suppress(Uncompiled):
-                return Entry(container, process)
+                return Entry(container, spec["linux"], process)
         asyncio.get_running_loop().run_in_executor(None, cgroups.awaken)
-        return RuntimeExec(container.bundle, runtime, process)
+        return RuntimeExec(bundle, runtime, process)
 
     async def pause(self, handle: Handle) -> None:
         await self._told(handle, "pause")

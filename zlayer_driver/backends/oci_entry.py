@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -26,9 +25,9 @@ _OURS = 125  # what `enter` ends with where the fault is not the command's
 class Entry:
     """A `Command` by `enter`. `Uncompiled` if the container has a filter that only its runtime can make."""
 
-    def __init__(self, container: Container, process: Doc) -> None:
+    def __init__(self, container: Container, linux: Doc, process: Doc) -> None:
+        """``linux`` and ``process`` as in a runtime spec: of the container, and of the command."""
         self._container = container
-        linux = json.loads(container.bundle.config.read_bytes())["linux"]
         self._namespaces = sum(enter.NAMESPACES[kind["type"]] for kind in linux["namespaces"])
         self._command = _command(process, linux.get("seccomp"))
         self._opened: list[int] = []
@@ -37,15 +36,13 @@ class Entry:
 
     def prepare(self, terminal: int = -1) -> tuple[list[str], Sequence[int]]:
         container, init = self._container, self._container.init
-        if init is None or container.ended:
-            raise NotFound(container.bundle.id, "it has ended, and takes no command")
         if cgroups.frozen(container.bundle.cgroup):
             raise NotFound(container.bundle.id, "it is paused, and takes no command")
         self._faults, faults = os.pipe()
         program = enter.program()
         self._opened += [self._faults, faults, program]
         try:
-            groups = enter.groups_of(container.record.init.pid)
+            groups = cgroups.of_process(container.record.init.pid)
         except (FileNotFoundError, ProcessLookupError):
             raise NotFound(container.bundle.id, "it has ended, and takes no command") from None
         order = enter.order(self._command, init=init.fileno(), namespaces=self._namespaces, groups=groups, faults=faults, terminal=terminal)
@@ -59,8 +56,7 @@ class Entry:
             if int(code) != _OURS:
                 return Exit(int(code)), f"{told}\n"
             raise NotFound(self._container.bundle.id, f"no command can be executed in it: {told}")
-        signal = -status if status < 0 else 0
-        return Exit(128 + signal if signal else status, signal), ""
+        return Exit.of_child(status), ""
 
     async def session(self, *, tty: bool) -> Session:
         if not tty:

@@ -74,8 +74,7 @@ class RuntimeExec:
         if code := command_fault(told):
             return Exit(code), f"{self.name}: {told}\n"
         if self._pid.exists():
-            signal = -status if status < 0 else 0
-            return Exit(128 + signal if signal else status, signal), ""
+            return Exit.of_child(status), ""
         raise NotFound(self._bundle.id, f"no command can be executed in it: {told}")
 
     def _untold(self, stderr: bytes) -> str:
@@ -135,16 +134,15 @@ async def stream(command: Command, stdin: AsyncIterator[ExecInput] | None, *, tt
         await command.end()
 
 
-def process_of(bundle: Bundle, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> Doc:
-    """The ``process`` object of a runtime spec: the container's own with another command. `InvalidSpec` for one that cannot be."""
+def process_of(spec: Doc, rootfs: Path, argv: Sequence[str], options: ExecOptions, *, tty: bool) -> Doc:
+    """The ``process`` object of a runtime spec with another command. `InvalidSpec` for one that cannot be."""
     if not argv or any("\0" in part for part in argv):
         raise InvalidSpec("a command to execute needs a name, and no NUL byte")
-    process = dict(json.loads(bundle.config.read_bytes())["process"])
-    process |= {"args": list(argv), "terminal": tty}
+    process: Doc = {**spec["process"], "args": list(argv), "terminal": tty}
     process["env"] = [*([_TERM] if tty else []), *process["env"], *(f"{name}={value}" for name, value in options.env.items())]
     if options.work_dir:
         process["cwd"] = options.work_dir
     if options.user:
-        user = resolve(bundle.rootfs, options.user)
+        user = resolve(rootfs, options.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
     return process

@@ -33,8 +33,8 @@ class ToolExec:
             raise InvalidSpec("a command to execute needs a name, and no NUL byte")
 
     def exit(self, status: int, stderr: bytes) -> Exit:
-        signal = -status if status < 0 else 0
-        return Exit(128 + signal if signal else (self.fault(status, stderr) or status), signal)
+        code = self.fault(status, stderr) if status >= 0 else None
+        return Exit(code) if code else Exit.of_child(status)
 
 
 async def execute(command: ToolExec, *, timeout_s: float) -> ExecResult:

@@ -134,18 +134,23 @@ def awaken() -> None:
         return
     try:
         with suppress(OSError):
-            (_own(trees()) / "cgroup.procs").write_text("0")
+            v2, v1 = of_process(os.getpid())
+            if group := next(iter(v1), v2):
+                (group / "cgroup.procs").write_text("0")
     finally:
         _awakening.release()
 
 
-def _own(mounted: Trees) -> Path:
-    """The directory of this process's group, in one of the trees."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def of_process(pid: int) -> tuple[Path | None, list[Path]]:
+    """The directories of a process's groups: that in the v2 tree, and those under v1."""
+    mounted, v2, v1 = trees(), None, []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)
-        if tree := mounted.v1.get(names.split(",")[0]) if names else mounted.v2:
-            return tree / path.lstrip("/")
-    raise FileNotFoundError(errno.ENOENT, "no tree of control groups is mounted")
+        if names and (tree := mounted.v1.get(names.split(",")[0])):
+            v1.append(tree / path.lstrip("/"))
+        elif not names and mounted.v2:
+            v2 = mounted.v2 / path.lstrip("/")
+    return v2, v1
 
 
 def frozen(path: str) -> bool:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from zlayer_driver.host import cgroups
-
 PROGRAM = Path(__file__).with_name("enter")
 _MFD_EXEC = 0x10  # since Linux 6.3, where what is in memory may else not be executable
 
@@ -67,9 +65,9 @@ def program() -> int:
     return fd
 
 
-def order(command: Command, *, init: int, namespaces: int, groups: tuple[str, list[str]], faults: int, terminal: int = -1) -> int:
-    """The fd of the program's argument. ``init`` is a pidfd, ``groups`` as of `groups_of`; of ``faults`` and ``terminal`` see ``enter.c``."""
-    tree, tasks = groups
+def order(command: Command, *, init: int, namespaces: int, groups: tuple[Path | None, list[Path]], faults: int, terminal: int = -1) -> int:
+    """The fd of the program's argument. ``init`` is a pidfd, ``groups`` as of `cgroups.of_process`; of the fds of ``faults`` and ``terminal`` see ``enter.c``."""
+    tree, tasks = groups[0] or "", [group / "tasks" for group in groups[1]]
     limits = [number for limit in command.limits for number in limit]
     words = [
         *(faults, init, "" if command.oom_score_adj is None else command.oom_score_adj, namespaces, tree, *_list(tasks), terminal),
@@ -77,23 +75,6 @@ def order(command: Command, *, init: int, namespaces: int, groups: tuple[str, li
         *(int(command.no_new_privileges), *_list(command.argv), *_list(command.env), command.filter_flags),
     ]
     return _in_memory("order", b"".join(os.fsencode(str(word)) + b"\0" for word in words) + command.filter)
-
-
-def groups_of(pid: int) -> tuple[str, list[str]]:
-    """The groups of a process: the directory of that in the v2 tree, or nothing, and the ``tasks`` files of those under v1."""
-    mounted = cgroups.trees()
-    tree, tasks = "", []
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        root = mounted.v1.get(names.split(",")[0]) if names else mounted.v2
-        if root is None:
-            continue
-        group = str(root / path.lstrip("/"))
-        if names:
-            tasks.append(f"{group}/tasks")
-        else:
-            tree = group
-    return tree, tasks
 
 
 def _list(items: Collection[object]) -> list[object]:

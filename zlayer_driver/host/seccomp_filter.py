@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from errno import EINVAL, EPERM
+from errno import EDOM, EEXIST, EINVAL, EPERM
 from functools import cache, lru_cache
 from typing import Any
 
@@ -28,7 +28,6 @@ _WITH_NUMBER = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _OPERATORS = {f"SCMP_CMP_{name}": number for number, name in enumerate(["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"], start=1)}
 _FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 0, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}  # <linux/seccomp.h>
 _NO_CALL = -1
-_EXISTS, _OTHER_ARCHITECTURE = -17, -33  # EEXIST, EDOM: neither is a fault
 _LIBRARY = "libseccomp.so.2"
 
 
@@ -98,7 +97,7 @@ def _exported(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
 
 
 def _check(result: int, what: bytes) -> None:
-    if result < 0 and result not in (_EXISTS, _OTHER_ARCHITECTURE):
+    if result < 0 and result not in (-EEXIST, -EDOM):  # what is there already, and what is of another architecture
         raise Uncompiled(f"{what.decode()}: {os.strerror(-result)}")
 
 

@@ -10,7 +10,7 @@ from signal import SIGKILL
 
 from zlayer_driver.backends.supervised.bundle import Bundle, Record, boot_id
 from zlayer_driver.backends.supervised.runtime import Runtime
-from zlayer_driver.errors import TimedOut
+from zlayer_driver.errors import NotFound, TimedOut
 from zlayer_driver.host import cgroups, signals
 from zlayer_driver.host.pidfd import PidFd
 from zlayer_driver.model import Exit
@@ -37,8 +37,10 @@ class Container:
         self._end = bundle.ended()
 
     @property
-    def init(self) -> PidFd | None:
-        """Ours, and only while this process watches the container."""
+    def init(self) -> PidFd:
+        """Ours, good while this process watches the container; `NotFound` if it was gone before."""
+        if self._init is None:
+            raise NotFound(self.bundle.id, "it has ended")
         return self._init
 
     @property
